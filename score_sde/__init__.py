@@ -1,0 +1,41 @@
+"""Score-based generative modelling through stochastic differential equations, on JAX.
+
+A forward SDE turns data into noise; a score s(x, t) = grad log p_t(x) turns noise into data, by samplers of the
+reverse SDE or of the probability flow, whose change of variables gives exact likelihoods.  A score is any function
+`score(x, t)` of x (B, *event) and t (B,).
+"""
+
+from score_sde import objectives as objectives
+from score_sde import predictions as predictions
+from score_sde.analytic import Gaussian as Gaussian
+from score_sde.analytic import GaussianMixture as GaussianMixture
+from score_sde.likelihood import BitsPerDim as BitsPerDim
+from score_sde.likelihood import ExactDivergence as ExactDivergence
+from score_sde.likelihood import Hutchinson as Hutchinson
+from score_sde.likelihood import LogProb as LogProb
+from score_sde.likelihood import bits_per_dim as bits_per_dim
+from score_sde.likelihood import dequantise as dequantise
+from score_sde.likelihood import log_prob as log_prob
+from score_sde.likelihood import quantise as quantise
+from score_sde.objectives import denoising_score_matching as denoising_score_matching
+from score_sde.objectives import times as times
+from score_sde.objectives import weightings as weightings
+from score_sde.predictions import Network as Network
+from score_sde.predictions import PredictedScore as PredictedScore
+from score_sde.sampling import EulerMaruyama as EulerMaruyama
+from score_sde.sampling import Sampler as Sampler
+from score_sde.sampling import Samples as Samples
+from score_sde.sampling import grids as grids
+from score_sde.sampling import sample as sample
+from score_sde.sampling import sample_adaptive as sample_adaptive
+from score_sde.sdes import EDM as EDM
+from score_sde.sdes import VE as VE
+from score_sde.sdes import VP as VP
+from score_sde.sdes import AffineSDE as AffineSDE
+from score_sde.sdes import CosineVP as CosineVP
+from score_sde.sdes import RectifiedFlow as RectifiedFlow
+from score_sde.sdes import SubVP as SubVP
+from score_sde.trees import Frozen as Frozen
+from score_sde.trees import static as static
+
+__version__ = "0.1.0"
