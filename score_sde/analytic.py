@@ -47,6 +47,12 @@ class TargetScore(Frozen):
         return jax.vmap(lambda x, t: self.target.marginal(self.sde, t).score_at(x))(x, t)
 
 
+def _floating(x) -> Array:
+    """`x` as an array of its own floating dtype, or of the default one."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
 class Gaussian(Target):
     """N(mean, covariance) on arrays of shape `event` = mean.shape.
 
@@ -59,7 +65,7 @@ class Gaussian(Target):
     axes: Array  # (D, D), eigenvectors in columns
 
     def __init__(self, mean, covariance=1.0):
-        mean = jnp.asarray(mean, jnp.result_type(float)) if not hasattr(mean, "dtype") else jnp.asarray(mean)
+        mean = _floating(mean)
         covariance = jnp.asarray(covariance, mean.dtype)
         size = mean.size
         if covariance.ndim == 0 or covariance.shape == mean.shape:
@@ -137,13 +143,12 @@ class GaussianMixture(Target):
 
     means: Array
     stds: Array
-    weights: Array | None = None
+    weights: Array
 
-    def __post_init__(self):
-        means = jnp.asarray(self.means)
-        means = means.astype(jnp.result_type(float)) if not jnp.issubdtype(means.dtype, jnp.floating) else means
-        stds = jnp.asarray(self.stds, means.dtype)
-        weights = jnp.ones(means.shape[0], means.dtype) if self.weights is None else jnp.asarray(self.weights, means.dtype)
+    def __init__(self, means, stds, weights=None):
+        means = _floating(means)
+        stds = jnp.asarray(stds, means.dtype)
+        weights = jnp.ones(means.shape[0], means.dtype) if weights is None else jnp.asarray(weights, means.dtype)
         if stds.shape not in (means.shape[:1], means.shape) or weights.shape != means.shape[:1]:
             raise ValueError(
                 f"GaussianMixture: means of shape {means.shape} need stds of shape {means.shape[:1]} or {means.shape} "

@@ -326,9 +326,12 @@ class CosineVP(AffineSDE):
     def inverse_log_snr(self, log_snr):
         b = self._offset()
         sin_b, cos_b = (jnp.asarray(f(b), log_snr.dtype) for f in (jnp.sin, jnp.cos))
-        cosine = jnp.sqrt(jax.nn.sigmoid(log_snr)) * cos_b
-        sine = jnp.sqrt(sin_b**2 + jax.nn.sigmoid(-log_snr) * cos_b**2)
-        return (jnp.arctan2(sine, cosine) - b) / self._rate()
+        variance = jax.nn.sigmoid(-log_snr)
+        cosine = jnp.sqrt(jax.nn.sigmoid(log_snr)) * cos_b  # of the angle a + b, a = rate t
+        sine = jnp.sqrt(sin_b**2 + variance * cos_b**2)
+        # sin a = (sin^2(a + b) - sin^2 b) / sin(a + 2b): the angle less b would cancel at small t
+        sin_a = variance * cos_b**2 / (sine * cos_b + cosine * sin_b)
+        return jnp.arctan2(sin_a, cosine * cos_b + sine * sin_b) / self._rate()
 
 
 class EDM(AffineSDE):

@@ -1,6 +1,5 @@
 """What every test run starts from: the platform, checked annotations, strict promotion in the maths rooms."""
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -18,8 +17,12 @@ from jaxtyping import install_import_hook  # noqa: E402
 jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", CPU_DEVICES)
 
-HAS_BEARTYPE = importlib.util.find_spec("beartype") is not None
-if HAS_BEARTYPE:
+try:
+    from beartype import beartype  # noqa: F401
+except ImportError:  # said at the top of the run, below
+    HAS_BEARTYPE = False
+else:
+    HAS_BEARTYPE = True
     install_import_hook("score_sde", "beartype.beartype")
 
 # A first example compiles, which no deadline allows for; a failure must come again on the next run.

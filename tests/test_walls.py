@@ -30,7 +30,7 @@ SDES = GROUND | {"sdes"}
 TARGETS = SDES | {"predictions", "analytic", "discrete"}
 FLOW = TARGETS | {"flow"}
 MATHS = FLOW | {"objectives", "sampling", "likelihood", "guidance"}
-ANYTHING = MATHS | {"__init__", "models", "weights", "data", "training", "evaluation", "plots"}
+ANYTHING = MATHS | {"__init__", "models", "weights", "files", "data", "training", "evaluation", "plots"}
 
 JAX = {"jax", "numpy", "jaxtyping"}
 ODE = {"diffrax"}
@@ -57,12 +57,13 @@ WALLS = {
     "models":      Room(set(),                   JAX | {"flax"}),
     "weights":     Room(MATHS | {"models"},      JAX | {"flax", "msgpack"} | CONFIG,     {"torch", "safetensors"}),
     # system
+    "files":       Room(set(),                   {"numpy"}),
     "data":        Room(set(),                   {"numpy", "grain", "pooch"} | IMAGES),
     "training":    Room(ANYTHING,                JAX | TRAIN | IMAGES | {"grain"},       {"tensorboardX"}),
     "evaluation":  Room(ANYTHING,                JAX | TRAIN | IMAGES,                   {"tensorboardX"}),
     "plots":       Room(set(),                   {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
-    "config":      Room(ANYTHING,                JAX | TRAIN | CONFIG),
+    "config":      Room(ANYTHING,                JAX | {"flax", "optax"} | CONFIG),
     "main":        Room(ANYTHING | {"config"},   {"jax", "numpy"} | CONFIG),
 }  # fmt: skip
 

@@ -49,9 +49,8 @@ def batches(
     Raises:
         ValueError: a number is out of range, the source is empty, or `flip` is asked of something not an image.
     """
-    size = len(source)
+    size = _size(source)
     _check(batch_size=(batch_size, 1), seed=(seed, 0), start=(start, 0), stack=(1 if stack is None else stack, 1))
-    _check(**{"len(source)": (size, 1)})
     if flip and len(source.shape) != 3:
         raise ValueError(f"flip needs images (height, width, channels), got shape {source.shape}. Set flip=False.")
 
@@ -81,8 +80,8 @@ def in_order(source: Source, batch_size: int) -> Iterator[tuple[dict[str, np.nda
     Raises:
         ValueError: `batch_size` is less than 1, or the source is empty.
     """
-    size = len(source)
-    _check(batch_size=(batch_size, 1), **{"len(source)": (size, 1)})
+    size = _size(source)
+    _check(batch_size=(batch_size, 1))
     positions = (np.arange(first, first + batch_size) for first in range(0, size, batch_size))
     return ((source[p % size], p % size, p < size) for p in positions)
 
@@ -108,6 +107,12 @@ def _flips(n: int, batch_size: int, seed: int) -> np.ndarray:
 
 def _generator(seed: int, number: int, use: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64), counter=[0, 0, 0, use]))
+
+
+def _size(source: Source) -> int:
+    if not (size := len(source)):
+        raise ValueError("source must hold at least one example, got 0. Check how it was read or filtered.")
+    return size
 
 
 def _check(**numbers: tuple[int, int]) -> None:

@@ -1,8 +1,8 @@
 """Parts of the score networks: time embeddings, resampling, residual and attention blocks.
 
-Images are NHWC.  Each block takes its numbers as fields and knows neither the SDE nor the network around it.  Parameters
-keep the automatic Flax names (`GroupNorm_0`, `Conv_0`, ...) in the order of the published networks, which is how readers
-of published checkpoints find them: a new part has to be created at its published place.
+Images are NHWC.  Each block takes its numbers as fields and knows neither the SDE nor the network around it.
+Parameters keep the automatic Flax names (`GroupNorm_0`, `Conv_0`, ...) in the order of the published networks, which
+is how readers of published checkpoints find them: a new part has to be created at its published place.
 
 Source: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", appendix H
 (DDPM++ and NCSN++), on top of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
@@ -18,11 +18,23 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 RESCALE = 2.0**-0.5  # (a + b)/sqrt(2) keeps the variance of two independent branches
+EMBEDDINGS = ("positional", "fourier")
+
+
+def check_inputs(shape: tuple[int, ...], label_shape: tuple[int, ...], embedding_type: str) -> None:
+    """What every network asks of its input: a batch, a label for each sample, a known kind of embedding."""
+    if not shape or label_shape != shape[:1]:
+        raise ValueError(
+            f"expected x of shape (B, ...) and one label per sample, (B,); got x {shape} and label {label_shape}. "
+            "Repeat a label that all samples share: jnp.full(x.shape[:1], label)."
+        )
+    if embedding_type not in EMBEDDINGS:
+        raise ValueError(f"expected embedding_type among {EMBEDDINGS}, got {embedding_type!r}. Use one of them.")
 
 
 def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
     """Uniform initialiser of variance `scale`/((fan_in + fan_out)/2); 0 stands for 1e-10 (Ho et al. 2020, code)."""
-    # not exactly zero: the published networks start from tiny weights, and a zero kernel would cut every gradient below it
+    # not exactly zero: a zero kernel would stop every gradient on its way down
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
@@ -70,10 +82,11 @@ class FourierEmbedding(nn.Module):
     [sin(2 pi W label) | cos(2 pi W label)],  W ~ N(0, scale^2) of shape (frequencies,).
     Made for labels of order one, such as log sigma.
 
-    W counts as a parameter, as in the published networks, so that it is saved with the weights it belongs to; its gradient
-    is zero.  An optimizer with weight decay has to leave it out.
+    W counts as a parameter, as in the published networks, so that it is saved with the weights it belongs to; its
+    gradient is zero.  An optimizer with weight decay has to leave it out.
 
-    Source: Tancik et al. 2020, "Fourier Features Let Networks Learn High Frequency Functions"; Song et al. 2021, app. H.
+    Source: Tancik et al. 2020, "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional
+    Domains"; Song et al. 2021, appendix H.
     """
 
     frequencies: int
@@ -100,9 +113,11 @@ def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
 class ResBlock(nn.Module):
     """Residual block of the BigGAN type, at one resolution or across two.
 
-    h = conv(resample(act(GN(x)))) + Dense(act(temb));  h = conv(dropout(act(GN(h))));  out = shortcut(resample(x)) + h,
-    divided by sqrt(2) if `skip_rescale`.  The shortcut is a 1x1 convolution where the channels change or a `resample` is
-    given (`upsample`, `downsample`, or another map of images), the identity elsewhere.
+    h = conv(resample(act(GN(x)))) + Dense(act(temb));  h = conv(dropout(act(GN(h))));
+    out = shortcut(resample(x)) + h, divided by sqrt(2) if `skip_rescale`.
+
+    The shortcut is a 1x1 convolution where the channels change or a `resample` is given (`upsample`, `downsample`, or
+    another map of images), the identity elsewhere.
 
     Source: Brock et al. 2019 (BigGAN), appendix B; Song et al. 2021, appendix H.
     """
@@ -114,7 +129,9 @@ class ResBlock(nn.Module):
     resample: Callable | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"], *, train: bool = False) -> Float[Array, "b h2 w2 f"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"], *, train: bool = False
+    ) -> Float[Array, "b h2 w2 {self.features}"]:
         h = nn.swish(group_norm(x.shape[-1])(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)

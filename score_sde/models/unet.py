@@ -16,6 +16,7 @@ from .blocks import (
     AttentionBlock,
     FourierEmbedding,
     ResBlock,
+    check_inputs,
     conv,
     dense,
     downsample,
@@ -31,13 +32,13 @@ class UNet(nn.Module):
     h = conv(x);  down: [ResBlock, attention?]*n, ResBlock(downsample);  middle: ResBlock, attention, ResBlock;
     up: [ResBlock(h | skip)]*(n+1), attention?, ResBlock(upsample);  out = conv(act(GN(h))).
 
-    `nf` is the width of the first level and `ch_mult` the width of each level in units of `nf`.  Attention is at levels
-    whose height is in `attn_resolutions`, and always in the middle.  `init_scale` scales the initial weights of the last
-    layer of each block and of the network (0: 1e-10, so the network starts out as almost 0).  `embedding_type` is
+    `ch_mult` is the width of each level in units of `nf`.  Attention is at levels whose height is in
+    `attn_resolutions`, and always in the middle.  `init_scale` scales the variance of the initial weights in the last
+    layer of each block and of the network (0: 1e-10, so that the network starts out as almost 0).  `embedding_type` is
     'positional' for labels that span about a thousand (999 t) or 'fourier', of standard deviation `fourier_scale`, for
     labels of order one (log sigma).
 
-    Source: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", section 4.1
+    Source: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", section 4.4
     and appendix H.
     """
 
@@ -55,7 +56,7 @@ class UNet(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], label: Float[Array, " b"], *, train: bool = False
     ) -> Float[Array, "b h w c"]:
-        """The network's output for images `x` at time labels `label`, in float32 inside and of the dtype of `x` outside.
+        """The network's output for images `x` at time labels `label`; float32 inside.
 
         Args:
             x: images (B, H, W, C); 2**(levels - 1) divides H and W.
@@ -69,8 +70,10 @@ class UNet(nn.Module):
         self._check(x.shape, label.shape)
         block = partial(ResBlock, dropout=self.dropout, skip_rescale=self.skip_rescale, init_scale=self.init_scale)
         attention = partial(AttentionBlock, skip_rescale=self.skip_rescale, init_scale=self.init_scale)
-        levels = [(level, self.nf * mult, x.shape[1] >> level in self.attn_resolutions)
-                  for level, mult in enumerate(self.ch_mult)]
+        levels = [
+            (level, self.nf * mult, x.shape[1] >> level in self.attn_resolutions)
+            for level, mult in enumerate(self.ch_mult)
+        ]
 
         temb = self._embed(label.astype(jnp.float32))
         temb = dense(4 * self.nf)(nn.swish(dense(4 * self.nf)(temb)))
@@ -86,7 +89,7 @@ class UNet(nn.Module):
                 h = block(width, resample=downsample)(h, temb, train=train)
                 skips.append(h)
 
-        h = block(width)(h, temb, train=train)
+        h = block(width)(h, temb, train=train)  # the width of the lowest level
         h = attention()(h)
         h = block(width)(h, temb, train=train)
 
@@ -106,18 +109,12 @@ class UNet(nn.Module):
         return positional_embedding(label, self.nf)
 
     def _check(self, shape: tuple[int, ...], label_shape: tuple[int, ...]) -> None:
-        if self.embedding_type not in ("positional", "fourier"):
-            raise ValueError(f"embedding_type must be 'positional' or 'fourier', got {self.embedding_type!r}.")
+        check_inputs(shape, label_shape, self.embedding_type)
         if len(shape) != 4:
-            raise ValueError(f"UNet expects images of shape (B, H, W, C), got {shape}. Add the axes that are missing.")
-        if label_shape != shape[:1]:
-            raise ValueError(
-                f"UNet expects one label per image, shape {shape[:1]}, got {label_shape}. "
-                f"For one label shared by all use jnp.full({shape[:1]}, label)."
-            )
+            raise ValueError(f"expected images (B, H, W, C), got {shape}. Add the axes that are missing.")
         factor = 2 ** (len(self.ch_mult) - 1)
         if shape[1] % factor or shape[2] % factor:
             raise ValueError(
-                f"UNet with {len(self.ch_mult)} levels expects height and width divisible by {factor}, "
+                f"expected height and width divisible by {factor} for the {len(self.ch_mult)} levels of ch_mult, "
                 f"got {shape[1]}x{shape[2]}. Pad the images, or give ch_mult fewer levels."
             )

@@ -165,7 +165,7 @@ class Empty(ArraySource):
         (dict(start=-2), "start must be at least 0, got -2"),
         (dict(stack=0), "stack must be at least 1, got 0"),
         (dict(flip=True), r"flip needs images \(height, width, channels\), got shape \(2,\)"),
-        (dict(source=Empty(np.zeros((1, 2)))), r"len\(source\) must be at least 1, got 0"),
+        (dict(source=Empty(np.zeros((1, 2)))), "at least one example, got 0"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, message):
@@ -196,10 +196,11 @@ def test_dropping_the_iterator_cancels_what_was_ahead():
     class Gated(ArraySource):
         def __getitem__(self, indices):
             asked.append(indices)
-            if len(asked) > 1:
+            if not np.array_equal(indices, first):
                 gate.wait(10)
             return super().__getitem__(indices)
 
+    first = batch_indices(0, 4, 20, seed=0)
     asked, gate, before = [], threading.Event(), threading.active_count()
     iterator = batches(Gated(np.arange(20.0)), 4, seed=0)
     next(iterator)
@@ -208,7 +209,7 @@ def test_dropping_the_iterator_cancels_what_was_ahead():
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert len(asked) <= 3  # the first, and what two threads had begun; the buffer holds four
 
 

@@ -1,0 +1,78 @@
+"""Files that are whole or not there: atomic writes, and a lock that one process holds."""
+
+import fcntl
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class WorkdirError(RuntimeError):
+    """A working directory cannot be used as asked; the message is one line that says why and what to do."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` at once: a reader, or a crash, sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; nan and infinity, which JSON lacks, become null."""
+    write_bytes(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as a compressed .npz, atomically."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold `directory`/.lock; WorkdirError if another process does (the lock ends with its holder, however it ends)."""
+    path = Path(directory) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise WorkdirError(f"cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise WorkdirError(
+                f"{directory} is in use by a running trainer (process {holder}). Wait for it, or use another --workdir."
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,64 @@
+"""A small network for densities in a few dimensions."""
+
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from .blocks import FourierEmbedding, check_inputs, dense, positional_embedding
+
+
+class MLP(nn.Module):
+    """Residual multi-layer perceptron whose layers are scaled and shifted by the embedded label.
+
+    h = Dense(x);  h = h + Dense(act(h (1 + a) + b)) for each width,  [a | b] = Dense(temb);  out = Dense(act(h)).
+    The sum is there where the width stays the same.  Events of any shape are flattened, and restored at the end.
+
+    `embedding_dim` is the number of sines and cosines of the label.  'fourier' takes them of asinh(label), at random
+    frequencies of standard deviation `fourier_scale`: asinh is the identity up to about 1 and a logarithm beyond, so
+    that one scale serves log sigma, t and 999 t alike.  'positional' is the published formula, on the label as it is.
+    The output starts out as almost 0.
+
+    The label multiplies, because a noisy input has to be divided by its noise level: a sum of label and input learns
+    that less well (about twice the mean squared error on 2-D mixtures).
+
+    Source: Perez et al. 2018, "FiLM: Visual Reasoning with a General Conditioning Layer", section 2.
+    """
+
+    features: tuple[int, ...] = (128, 128, 128)
+    embedding_dim: int = 64
+    embedding_type: str = "fourier"
+    fourier_scale: float = 0.5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *event"], label: Float[Array, " b"], *, train: bool = False
+    ) -> Float[Array, "b *event"]:
+        """The network's output for events `x` at time labels `label`; float32 inside.
+
+        Args:
+            x: events (B, *event), as a rule vectors (B, D).
+            label: one real number per event (B,).
+            train: no effect; the signature is that of every network here.
+
+        Returns: an array of the shape and dtype of `x`.
+
+        Raises: ValueError for a label of another shape, and for an unknown `embedding_type`.
+        """
+        check_inputs(x.shape, label.shape, self.embedding_type)
+        size = math.prod(x.shape[1:])
+
+        label = label.astype(jnp.float32)
+        if self.embedding_type == "fourier":
+            temb = FourierEmbedding(self.embedding_dim // 2, self.fourier_scale)(jnp.arcsinh(label))
+        else:
+            temb = positional_embedding(label, self.embedding_dim)
+        temb = nn.swish(dense(self.features[0])(temb))
+
+        h = dense(self.features[0])(x.reshape(-1, size).astype(jnp.float32))
+        for width in self.features:
+            scale, shift = jnp.split(dense(2 * h.shape[-1])(temb), 2, axis=-1)
+            update = dense(width)(nn.swish(h * (1.0 + scale) + shift))
+            h = h + update if h.shape == update.shape else update
+        return dense(size, init_scale=0.0)(nn.swish(h)).reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,109 @@
+"""Checkpoints by Orbax, written in the background, with a fingerprint: Orbax alone restores flipped bits silently."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from score_sde.files import WorkdirError
+
+_log = logging.getLogger(__name__)
+
+
+@jax.jit
+def fingerprint(tree: Any) -> jax.Array:
+    """One uint32 per leaf, which a change of any single word of the leaf changes (odd weights are invertible)."""
+
+    def one(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        if not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+            x = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+        words = x.ravel().astype(jnp.uint32)
+        weights = jnp.arange(words.size, dtype=jnp.uint32) * jnp.uint32(2654435762) + jnp.uint32(1)
+        return jnp.sum(words * weights, dtype=jnp.uint32)
+
+    return jnp.stack([one(x) for x in jax.tree.leaves(tree)])
+
+
+class Checkpoints:
+    """The checkpoints of a run in `directory`/checkpoints: the newest `keep` of them.  Use as a context manager."""
+
+    def __init__(self, directory: Path, keep: int = 2):
+        self.path = Path(directory).resolve() / "checkpoints"
+        policy = ocp.checkpoint_managers.LatestN(keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.path, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()  # waits for a save in flight
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any) -> None:
+        """Save in the background; nothing happens where this step is saved already."""
+        if step in self._manager.all_steps():
+            return
+        marks = [int(v) for v in np.asarray(fingerprint(state))]
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)), meta=ocp.args.JsonSave({"fingerprint": marks})
+        )
+        self._manager.save(step, args=args)
+
+    def wait(self) -> None:
+        """Return once a save in flight is on the disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest undamaged state, shaped and sharded like `like` (arrays or ShapeDtypeStructs); None if no save.
+
+        Damaged checkpoints are reported and set aside as damaged-N.
+
+        Raises:
+            WorkdirError: there are checkpoints and none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self._restore(step, like)
+            except Exception as error:  # Orbax raises many types on damage
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                _log.warning("checkpoint %d is damaged and set aside as damaged-%d: %s", step, step, reason)
+                self._set_aside(step)
+        if steps:
+            raise WorkdirError(
+                f"no checkpoint in {self.path} can be read (tried {steps[::-1]}; set aside as damaged-N). "
+                "Restore a copy, or train in another --workdir."
+            )
+        return None
+
+    def _restore(self, step: int, like: Any) -> Any:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        state = type(like)(**restored.state)
+        if restored.meta["fingerprint"] != [int(v) for v in np.asarray(fingerprint(state))]:
+            raise ValueError("its contents do not match their fingerprint")
+        return state
+
+    def _set_aside(self, step: int) -> None:
+        target, n = self.path / f"damaged-{step}", 1
+        while target.exists():
+            target, n = self.path / f"damaged-{step}.{n}", n + 1
+        (self.path / str(step)).rename(target)
+        self._manager.reload()
+
+
+def _as_dict(state: Any) -> dict:
+    return {name: getattr(state, name) for name in state.__dataclass_fields__}

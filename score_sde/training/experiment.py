@@ -1,0 +1,80 @@
+"""An experiment: an SDE, a network and data, and the few functions of them that every mode shares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from score_sde.data import Source
+from score_sde.likelihood import dequantise, quantise
+from score_sde.objectives import denoising_score_matching
+from score_sde.objectives.times import TimeSampler
+from score_sde.objectives.weightings import Weighting
+from score_sde.predictions import Network, PredictedScore, Prediction
+from score_sde.sdes import AffineSDE
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What is learned: `load(split)` gives the data, `network` predicts `prediction` of `sde`.
+
+    shape: of one example; levels: grey levels of integer data, None for continuous data; data_range: what grey levels
+    are scaled to before noise is added.
+    """
+
+    sde: AffineSDE
+    network: nn.Module
+    prediction: Prediction
+    weighting: Weighting
+    times: TimeSampler
+    load: Callable[[str], Source]
+    shape: tuple[int, ...]
+    levels: int | None
+    data_range: tuple[float, float]
+
+    def init(self, key: Array) -> dict:
+        """Fresh parameters of the network."""
+        x, label = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
+        return self.network.init(key, x, label)["params"]
+
+    def _apply(self, params: dict, x: Array, label: Array, *, train: bool = False, rngs: dict | None = None) -> Array:
+        return self.network.apply({"params": params}, x, label, train=train, rngs=rngs)
+
+    def score(self, params: dict) -> PredictedScore:
+        """The learned score(x, t); other parameters of the same shapes do not compile again."""
+        network = Network(jax.tree_util.Partial(self._apply, params), self.sde, self.prediction)
+        return PredictedScore(network, self.sde, self.prediction)
+
+    def loss(self, params: dict, x: Array, key: Array) -> Array:
+        """The training loss of a batch of examples as the source gives them: a scalar."""
+        key_data, key_loss, key_dropout = jax.random.split(key, 3)
+        keys = jax.random.split(key_data, x.shape[0])
+        apply = partial(self._apply, params, train=True, rngs={"dropout": key_dropout})
+        losses = denoising_score_matching(
+            key_loss,
+            self.sde,
+            Network(apply, self.sde, self.prediction),
+            self.scale(keys, x),
+            prediction=self.prediction,
+            weighting=self.weighting,
+            times=self.times,
+        )
+        return jnp.mean(losses)
+
+    def scale(self, keys: Array, x: Array) -> Array:
+        """Examples as densities see them: grey levels are dequantised into `data_range`, one key per example."""
+        if self.levels is None:
+            return x.astype(jnp.float32)
+        return dequantise(keys, x, levels=self.levels, data_range=self.data_range)
+
+    def unscale(self, x: Array) -> np.ndarray:
+        """Samples as the data are stored: grey levels in the smallest integer type, or float32."""
+        if self.levels is None:
+            return np.asarray(x, np.float32)
+        dtype = np.uint8 if self.levels <= 256 else np.uint16
+        return np.asarray(quantise(x, levels=self.levels, data_range=self.data_range)).astype(dtype)
