@@ -17,7 +17,7 @@ from score_sde.trees import Frozen, Number, is_concrete
 
 
 class Target(Frozen):
-    """A distribution on arrays of shape `event` with exact density, score, samples and marginals under any AffineSDE."""
+    """A distribution on arrays of shape `event`: exact density, score, samples, and marginals under any AffineSDE."""
 
     def score(self, sde: AffineSDE) -> "TargetScore":
         """The exact score(x, t) = grad log p_t(x) of the noised target, as a function that `jit` can trace."""
@@ -94,7 +94,7 @@ class Gaussian(Target):
     @property
     def covariance(self) -> Float[Array, "d d"]:
         """The covariance matrix over the flattened event."""
-        return (self.axes * self.variances) @ self.axes.T
+        return (self.axes * self.variances[None]) @ self.axes.T
 
     def noised(self, alpha: Number, sigma: Number) -> "Gaussian":
         """The law of alpha x + sigma eps."""

@@ -60,6 +60,11 @@ def solve(
     import diffrax
 
     solver = diffrax.Tsit5() if solver is None else solver
+    if not isinstance(solver, diffrax.AbstractERK):  # the count below holds for these
+        raise ValueError(
+            f"expected an explicit Runge-Kutta solver of diffrax with an error estimate, got {type(solver).__name__}. "
+            "Use Tsit5, Dopri5, Dopri8 or Bosh3."
+        )
     dtype = jax.tree.leaves(y0)[0].dtype
     t0, t1, rtol, atol = (jnp.asarray(v, dtype) for v in (t0, t1, rtol, atol))
     solution = diffrax.diffeqsolve(

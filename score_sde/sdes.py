@@ -32,7 +32,7 @@ from jax import Array
 from jaxtyping import Float
 
 from score_sde.arrays import expand, normal, sample_keys, sum_event
-from score_sde.trees import Frozen, Number
+from score_sde.trees import Frozen, Number, is_concrete
 
 Score = Callable[[Array, Array], Array]  # score(x, t): x (B, *event), t (B,) -> like x
 Times = Float[Array, "*b"]
@@ -153,8 +153,11 @@ def evaluate(score: Score, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> F
 
 
 def check_time(sde: AffineSDE, name: str, t: Number) -> None:
-    """Raise ValueError where a concrete time lies outside [sde.t_min, sde.t_max] (to rounding of float32)."""
-    low, high, t = float(sde.t_min), float(sde.t_max), float(t)
+    """Raise ValueError where a time lies outside [sde.t_min, sde.t_max] (to rounding of float32), if all are concrete."""
+    limits = (sde.t_min, sde.t_max, t)
+    if not is_concrete(limits):  # inside a jit even constants may be traced
+        return
+    low, high, t = map(float, limits)
     if not low * (1 - 1e-6) <= t <= high * (1 + 1e-6):
         raise ValueError(f"{name} must be in [t_min, t_max] = [{low:g}, {high:g}] of {type(sde).__name__}, got {t:g}.")
 

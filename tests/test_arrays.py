@@ -71,8 +71,8 @@ def test_a_samples_noise_depends_on_its_key_alone(event):
     keys = arrays.sample_keys(KEY, 64)
     noise = arrays.normal(keys, jnp.zeros((64, *event)))
     assert noise.shape == (64, *event)
-    for i in (0, 41):
-        np.testing.assert_array_equal(arrays.normal(keys[i : i + 1], jnp.zeros((1, *event)))[0], noise[i])
+    for i in (0, 41):  # to rounding: compilers vectorise other lengths in other ways
+        np.testing.assert_allclose(arrays.normal(keys[i : i + 1], jnp.zeros((1, *event)))[0], noise[i], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])

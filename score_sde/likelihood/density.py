@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -92,9 +93,8 @@ def log_prob(
             raise ValueError("expected a key for Hutchinson's random probes, got None; ExactDivergence needs none.")
         key = jax.random.key(0)
     t_start = sde.t_min if t_start is None else t_start
-    if is_concrete((sde, t_start)):
-        check_time(sde, "t_start", t_start)
-    if is_concrete(x) and not bool(jnp.all(jnp.isfinite(x))):
+    check_time(sde, "t_start", t_start)
+    if is_concrete(x) and not np.isfinite(np.asarray(x)).all():
         raise ValueError("expected finite data, got nan or infinite values in x.")
     keys = sample_keys(key, x.shape[0])
     return _log_prob(keys, sde, score, x, divergence, t_start, terminal_log_prob, rtol, atol, solver, max_steps)

@@ -14,8 +14,9 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Integer, Key
+from jaxtyping import Float, Integer
 
+from score_sde.arrays import sample_keys
 from score_sde.likelihood.density import LogProb
 from score_sde.trees import Frozen
 
@@ -35,12 +36,15 @@ def _check(levels: int, data_range: tuple[float, float]) -> None:
 
 
 def dequantise(
-    keys: Key[Array, " b"], x: Integer[Array, "b ..."], *, levels: int, data_range: tuple[float, float] = (-1.0, 1.0)
+    key: Array, x: Integer[Array, "b ..."], *, levels: int, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Float[Array, "b ..."]:
-    """Grey levels (B, *event) in 0..levels-1 as uniformly dequantised data in `data_range`; sample i from key i."""
+    """Grey levels (B, *event) in 0..levels-1 as uniformly dequantised data in `data_range`.
+
+    `key` is one key (sample i takes `fold_in(key, i)`) or an array of B keys.
+    """
     _check(levels, data_range)
     low, high = data_range
-    u = jax.vmap(lambda key, x: jax.random.uniform(key, x.shape))(keys, x)
+    u = jax.vmap(lambda key, x: jax.random.uniform(key, x.shape))(sample_keys(key, x.shape[0]), x)
     return low + (high - low) / levels * (x.astype(u.dtype) + u)
 
 

@@ -54,11 +54,12 @@ class MLP(nn.Module):
             temb = FourierEmbedding(self.embedding_dim // 2, self.fourier_scale)(jnp.arcsinh(label))
         else:
             temb = positional_embedding(label, self.embedding_dim)
-        temb = nn.swish(dense(self.features[0])(temb))
+        temb = nn.swish(nn.Dense(self.features[0])(temb))
 
-        h = dense(self.features[0])(x.reshape(-1, size).astype(jnp.float32))
+        # Flax's fan-in initialiser: an average with the fan-out would make the few inputs too quiet
+        h = nn.Dense(self.features[0])(x.reshape(-1, size).astype(jnp.float32))
         for width in self.features:
-            scale, shift = jnp.split(dense(2 * h.shape[-1])(temb), 2, axis=-1)
-            update = dense(width)(nn.swish(h * (1.0 + scale) + shift))
+            scale, shift = jnp.split(nn.Dense(2 * h.shape[-1])(temb), 2, axis=-1)
+            update = nn.Dense(width)(nn.swish(h * (1.0 + scale) + shift))
             h = h + update if h.shape == update.shape else update
         return dense(size, init_scale=0.0)(nn.swish(h)).reshape(x.shape).astype(x.dtype)

@@ -75,8 +75,8 @@ class UNet(nn.Module):
             for level, mult in enumerate(self.ch_mult)
         ]
 
-        temb = self._embed(label.astype(jnp.float32))
-        temb = dense(4 * self.nf)(nn.swish(dense(4 * self.nf)(temb)))
+        temb = dense(4 * self.nf)(self._embed(label.astype(jnp.float32)))
+        temb = dense(4 * self.nf)(nn.swish(temb))
 
         h = conv(self.nf)(x.astype(jnp.float32))
         skips = [h]

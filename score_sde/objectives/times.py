@@ -53,8 +53,7 @@ class LogNormal(TimeSampler):
 
     def __call__(self, key, sde, n):
         log_ratio = self.mean + self.std * jax.random.normal(key, (n,))
-        low, high = (sde.log_snr(jnp.asarray(t, log_ratio.dtype)) for t in (sde.t_max, sde.t_min))
-        return sde.inverse_log_snr(jnp.clip(-2 * log_ratio, low, high))
+        return jnp.clip(sde.inverse_log_snr(-2 * log_ratio), sde.t_min, sde.t_max)
 
 
 class LogitNormal(TimeSampler):

@@ -44,6 +44,10 @@ class EDM(Weighting):
 
     sigma_data: Number = 0.5
 
+    def check(self):
+        if not self.sigma_data > 0:
+            raise ValueError(f"weightings.EDM: sigma_data must be positive, got {self.sigma_data}.")
+
     def __call__(self, sde, prediction, t):
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         # The data error is sigma^2/alpha times the score error.

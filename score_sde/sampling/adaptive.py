@@ -12,7 +12,7 @@ from score_sde.flow import rms, single_sample, solve
 from score_sde.sampling.loop import _PRIOR
 from score_sde.sampling.results import Samples
 from score_sde.sdes import AffineSDE, Score, check_time
-from score_sde.trees import Number, is_concrete
+from score_sde.trees import Number
 
 
 def sample_adaptive(
@@ -30,8 +30,9 @@ def sample_adaptive(
 ) -> Samples:
     """Samples by solving the probability flow dx/dt = a x - g^2 s/2 from noise to data, step sizes chosen per sample.
 
-    No other sample's value enters a sample's step sizes.  Arguments as in `sample`; `solver` is any of diffrax's
-    (Tsit5 unless given), `rtol` and `atol` bound the local error of each sample in root mean square.
+    No other sample's value enters a sample's step sizes.  Arguments as in `sample`; `solver` is any explicit solver of
+    diffrax with an error estimate (Tsit5 unless given), `rtol` and `atol` bound the local error of each sample in root
+    mean square.
 
     Returns:
         Samples(x, nfe, first_bad_step, None); `first_bad_step` is the number of steps after which a solve gave up.
@@ -40,8 +41,7 @@ def sample_adaptive(
     """
     keys = sample_keys(key, shape[0])
     t_end = sde.t_sampling if t_end is None else t_end
-    if is_concrete((sde, t_end)):
-        check_time(sde, "t_end", t_end)
+    check_time(sde, "t_end", t_end)
     if x_init is None:
         x_init = sde.prior_sample(fold_in(keys, _PRIOR), shape)
     elif x_init.shape != tuple(shape):
@@ -59,6 +59,6 @@ def _solve(sde, score, x, t_end, rtol, atol, solver, max_steps):
             rtol=rtol, atol=atol, norm=rms, solver=solver, max_steps=max_steps,
         )  # fmt: skip
         good = stats.converged & jnp.all(jnp.isfinite(x))
-        return Samples(x, stats.nfe, jnp.where(good, -1, stats.steps))
+        return x, stats.nfe, jnp.where(good, -1, stats.steps)
 
-    return jax.vmap(one)(x)
+    return Samples(*jax.vmap(one)(x))

@@ -84,10 +84,13 @@ def _times(sde: AffineSDE, grid: grids.Grid | Array, steps: int, t_end: Number |
         times = jnp.asarray(grid)
         if times.ndim != 1 or times.size < 2:
             raise ValueError(f"expected a grid of at least two times in one axis, got shape {times.shape}.")
-    if is_concrete((sde, times)):
-        check_time(sde, "the start of the grid", times[0])
-        check_time(sde, "t_end", times[-1])
-        if not np.all(np.diff(np.asarray(times)) < 0):
+        if not jnp.issubdtype(times.dtype, jnp.floating):
+            times = times.astype(jnp.result_type(float))
+    if is_concrete(times):
+        ends = np.asarray(times)
+        check_time(sde, "the start of the grid", ends[0])
+        check_time(sde, "t_end", ends[-1])
+        if not np.all(np.diff(ends) < 0):
             raise ValueError("expected a grid of strictly falling times.")
     return times
 

@@ -36,7 +36,7 @@ class Samples(Frozen):
         return self
 
 
-def track_first_bad(first_bad: Int[Array, " b"], x: Float[Array, "b ..."], step: Array) -> Int[Array, " b"]:
+def track_first_bad(first_bad: Int[Array, " b"], x: Float[Array, "b ..."], step: Array | int) -> Int[Array, " b"]:
     """`first_bad` with samples of `x` that are not finite for the first time marked with `step`."""
     bad = ~jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
     return jnp.where((first_bad < 0) & bad, jnp.asarray(step, first_bad.dtype), first_bad)

@@ -9,18 +9,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def use_host_devices(batch_sizes: tuple[int, ...]) -> None:
+def use_host_devices(batch_sizes: tuple[int, ...], wanted: int = 0) -> None:
     """On a CPU, split the cores into several devices: call before JAX touches a device.
 
     XLA runs many small operations one after the other on a device, so two devices on two cores train faster than one
     (`experiments/host_devices.py` measures it).  The count is the largest power of two that is at most the cores and 8
-    and divides the batches.  Environment settings (JAX_NUM_CPU_DEVICES, XLA_FLAGS) win.
+    and divides the batches, or `wanted` where that is not 0.  Environment settings (JAX_NUM_CPU_DEVICES, XLA_FLAGS) win.
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
     fitting = [n for n in (8, 4, 2, 1) if n <= count and all(size % n == 0 for size in batch_sizes)]
-    jax.config.update("jax_num_cpu_devices", fitting[0])
+    jax.config.update("jax_num_cpu_devices", wanted or fitting[0])
 
 
 def data_mesh() -> Mesh:

@@ -1,0 +1,312 @@
+"""From a config to objects: the only room where strings become things.
+
+`base_config()` is a complete config; a file under configs/ starts from it, sets what its experiment needs and returns
+it from `get_config()`.  Settings of one particular SDE, network, weighting ... are None unless set; setting one that
+the chosen kind does not have is an error, as is every other value that makes no sense: `build` reports all problems in
+one message, before anything runs.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from score_sde import data, likelihood, models, predictions, sampling, sdes
+from score_sde.evaluation.likelihood import EvalOptions
+from score_sde.evaluation.samples import SamplingOptions
+from score_sde.objectives import times, weightings
+from score_sde.training.experiment import Experiment
+from score_sde.training.loop import TrainingOptions
+
+
+class ConfigError(ValueError):
+    """The config makes no sense; the message lists every problem found."""
+
+
+SDES = {
+    "ve": sdes.VE,
+    "vp": sdes.VP,
+    "subvp": sdes.SubVP,
+    "cosine_vp": sdes.CosineVP,
+    "edm": sdes.EDM,
+    "rectified_flow": sdes.RectifiedFlow,
+}
+MODELS = {"unet": models.UNet, "mlp": models.MLP}
+PREDICTIONS = {
+    "score": predictions.Score,
+    "noise": predictions.Noise,
+    "data": predictions.Data,
+    "velocity": predictions.Velocity,
+    "edm": predictions.EDM,
+}
+WEIGHTINGS = {
+    "sigma_squared": weightings.SigmaSquared,
+    "likelihood": weightings.Likelihood,
+    "edm": weightings.EDM,
+    "output": weightings.Output,
+}
+TIMES = {
+    "uniform": times.Uniform,
+    "stratified": times.Stratified,
+    "log_normal": times.LogNormal,
+    "logit_normal": times.LogitNormal,
+}
+SAMPLERS = {"euler_maruyama": sampling.EulerMaruyama}
+DIVERGENCES = {"hutchinson": likelihood.Hutchinson, "exact": likelihood.ExactDivergence}
+
+
+def _toy(draw: Callable, split: str) -> data.Source:
+    """50,000 points to train on, 5,000 others to test on."""
+    return draw(50_000, seed=0) if split == "train" else draw(5_000, seed=1)
+
+
+# name -> (load(split, directory), shape, levels)
+DATASETS = {
+    "digits": (lambda split, directory: data.digits(split), (8, 8, 1), 17),
+    "cifar10": (data.cifar10, (32, 32, 3), 256),
+    **{
+        draw.__name__: (lambda split, directory, draw=draw: _toy(draw, split), (2,), None)
+        for draw in (data.swiss_roll, data.two_moons, data.checkerboard, data.eight_gaussians)
+    },
+}
+TRAINING_ONLY = ("cpu_devices", "final_eval")  # of the command line rather than of the loop
+
+
+def _settings(cls: type) -> dict[str, Any]:
+    """Names and default values of what can be set of a class: its dataclass fields."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    return {
+        f.name: f.default for f in dataclasses.fields(cls) if f.name not in ("parent", "name", "evaluations") and f.init
+    }
+
+
+def _section(kinds: dict[str, type], key: str, default: str) -> dict[str, Any]:
+    """A config section: the name of the kind, and every setting that any kind has, None."""
+    section: dict[str, Any] = {key: default}
+    for cls in kinds.values():
+        for name, value in _settings(cls).items():
+            section[name] = placeholder(type(value))
+    return section
+
+
+def base_config() -> ConfigDict:
+    """A complete config with the published settings of VP on CIFAR-10; every key there is, with its type."""
+    objective = {
+        **_section(PREDICTIONS, "prediction", "noise"),
+        **_section(WEIGHTINGS, "weighting", "sigma_squared"),
+        **_section(TIMES, "times", "uniform"),
+    }
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "sde": _section(SDES, "name", "vp"),
+            "model": _section(MODELS, "name", "unet"),
+            "objective": objective,
+            "data": {"name": "cifar10", "dir": "data", "flip": False, "range": (-1.0, 1.0)},
+            "training": {**dataclasses.asdict(TrainingOptions()), "cpu_devices": 0, "final_eval": False},
+            "sampling": {
+                "sampler": "euler_maruyama", "steps": 1000, "t_end": placeholder(float), "denoise": True,
+                "num_samples": 64, "batch_size": 64, "seed": 0,
+            },
+            "eval": {
+                "split": "test", "batch_size": 64, "num_examples": placeholder(int),
+                **_section(DIVERGENCES, "divergence", "hutchinson"),
+                "rtol": 3e-5, "atol": 3e-5, "seed": 0,
+            },
+        }
+    )  # fmt: skip
+    return config.lock()
+
+
+def get_config(path: str) -> ConfigDict:
+    """The config saved in a run's config.json, on the template of `base_config` (which knows the types)."""
+    config = base_config()
+    saved = json.loads(Path(path).read_text())["config"]
+    _fill(config, saved)
+    return config
+
+
+def _fill(config: ConfigDict, saved: dict) -> None:
+    for key, value in saved.items():
+        if key not in config:
+            raise ConfigError(f"the saved config has the key {key!r}, which this version of score_sde does not know.")
+        if isinstance(value, dict):
+            _fill(config[key], value)
+        elif value is not None:
+            config[key] = tuple(value) if isinstance(value, list) else value
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """`{"sde.name": "vp", ...}`, tuples as lists, as they come back from JSON."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat.update({f"{key}.{k}": v for k, v in flatten(value).items()})
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All objects that a config stands for."""
+
+    experiment: Experiment
+    training: TrainingOptions
+    sampling: SamplingOptions
+    evaluation: EvalOptions
+    seed: int
+    sampling_seed: int
+    eval_seed: int
+    flip: bool
+    final_eval: bool
+
+
+class _Builder:
+    """Makes objects from sections and collects what goes wrong."""
+
+    def __init__(self):
+        self.problems: list[str] = []
+        self.used: dict[str, set[str]] = {}
+
+    def choose(self, where: str, table: dict[str, Any], name: str) -> Any:
+        if name in table:
+            return table[name]
+        close = difflib.get_close_matches(str(name), table, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        self.problems.append(f"{where} must be one of {', '.join(table)}; got {name!r}.{hint}")
+        return None
+
+    def make(self, section: str, values: ConfigDict, key: str, table: dict[str, type]) -> Any:
+        """The object of the kind that `values[key]` names, with the settings of `values` that are not None."""
+        cls = self.choose(f"{section}.{key}", table, values[key])
+        if cls is None:
+            self.used[section] = set(values)  # which settings belong is not known
+            return None
+        known = _settings(cls)
+        self.used.setdefault(section, set()).update({key, *known})
+        try:
+            return cls(**{name: values[name] for name in known if values[name] is not None})
+        except (ValueError, TypeError) as error:
+            self.problems.append(f"{section}: {error}")
+            return None
+
+    def unused(self, section: str, values: ConfigDict, keys: list[str]) -> None:
+        """Settings that are set but belong to a kind that was not chosen."""
+        kinds = ", ".join(f"{key}={values[key]}" for key in keys)
+        for name, value in values.items():
+            if value is not None and name not in self.used[section]:
+                self.problems.append(f"{section}.{name} is not a setting of {kinds}; leave it out")
+
+    def check(self, good: bool, problem: str) -> None:
+        if not good:
+            self.problems.append(problem)
+
+
+def _finite(config: ConfigDict) -> list[str]:
+    return [
+        f"{key} must be finite, got {value}"
+        for key, value in flatten(config).items()
+        if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value]))
+    ]
+
+
+def build(config: ConfigDict, *, devices: int = 1) -> Run:
+    """The objects of a config, for a number of devices.
+
+    Raises:
+        ConfigError: the values make no sense; all problems in one message.
+    """
+    make = _Builder()
+    make.problems += _finite(config)
+    c = config
+    sde = make.make("sde", c.sde, "name", SDES)
+    network = make.make("model", c.model, "name", MODELS)
+    prediction = make.make("objective", c.objective, "prediction", PREDICTIONS)
+    weighting = make.make("objective", c.objective, "weighting", WEIGHTINGS)
+    law = make.make("objective", c.objective, "times", TIMES)
+    divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
+    sampler = make.choose("sampling.sampler", SAMPLERS, c.sampling.sampler)
+    dataset = make.choose("data.name", DATASETS, c.data.name)
+    make.unused("sde", c.sde, ["name"])
+    make.unused("model", c.model, ["name"])
+    make.unused("objective", c.objective, ["prediction", "weighting", "times"])
+    make.used["eval"] |= {"split", "batch_size", "num_examples", "rtol", "atol", "seed"}
+    make.unused("eval", c.eval, ["divergence"])
+
+    training = TrainingOptions(**{k: v for k, v in c.training.items() if k not in TRAINING_ONLY})
+    make.problems += [f"training.{problem}" for problem in training.problems()]
+    sizes = {"training.batch_size": training.batch_size, "sampling.batch_size": c.sampling.batch_size}
+    sizes["eval.batch_size"] = c.eval.batch_size
+    for name, size in sizes.items():
+        make.check(size >= 1, f"{name} must be at least 1, got {size}")
+        make.check(size % devices == 0, f"{name} must be a multiple of the {devices} devices, got {size}")
+    for name in ("steps", "num_samples"):
+        make.check(c.sampling[name] >= 1, f"sampling.{name} must be at least 1, got {c.sampling[name]}")
+    for name in ("rtol", "atol"):
+        make.check(c.eval[name] > 0, f"eval.{name} must be positive, got {c.eval[name]}")
+    for name, seed in (("seed", c.seed), ("sampling.seed", c.sampling.seed), ("eval.seed", c.eval.seed)):
+        make.check(0 <= seed < 2**32, f"{name} must be in 0..2^32 - 1, got {seed}")
+    make.check(c.eval.split in ("train", "test"), f"eval.split must be train or test, got {c.eval.split!r}")
+    number = c.eval.num_examples
+    make.check(number is None or number >= 1, f"eval.num_examples must be at least 1, got {number}")
+    make.check(
+        len(c.data.range) == 2 and c.data.range[0] < c.data.range[1],
+        f"data.range must be two rising numbers, got {c.data.range}",
+    )
+    if sde is not None and c.sampling.t_end is not None:
+        try:
+            sdes.check_time(sde, "sampling.t_end", c.sampling.t_end)
+        except ValueError as error:
+            make.problems.append(str(error))
+    if dataset is not None:
+        shape = dataset[1]
+        make.check(not c.data.flip or len(shape) == 3, f"data.flip needs images, and {c.data.name} has shape {shape}")
+        if network is not None:
+            try:
+                x = jax.ShapeDtypeStruct((1, *shape), "float32")
+                label = jax.ShapeDtypeStruct((1,), "float32")
+                jax.eval_shape(network.init, jax.eval_shape(partial(jax.random.key, 0)), x, label)
+            except (ValueError, TypeError, ZeroDivisionError) as error:
+                make.problems.append(f"model: {str(error).splitlines()[0]}")
+    if make.problems:
+        raise ConfigError("; ".join(dict.fromkeys(p.rstrip(".") for p in make.problems)) + ".")
+
+    load, shape, levels = dataset
+    return Run(
+        experiment=Experiment(
+            sde=sde,
+            network=network,
+            prediction=prediction,
+            weighting=weighting,
+            times=law,
+            load=lambda split: load(split, c.data.dir),
+            shape=shape,
+            levels=levels,
+            data_range=tuple(c.data.range),
+        ),
+        training=training,
+        sampling=SamplingOptions(
+            sampler(), c.sampling.steps, c.sampling.t_end, c.sampling.denoise, c.sampling.num_samples,
+            c.sampling.batch_size,
+        ),
+        evaluation=EvalOptions(
+            c.eval.split, c.eval.batch_size, number, divergence, c.eval.rtol, c.eval.atol
+        ),
+        seed=c.seed,
+        sampling_seed=c.sampling.seed,
+        eval_seed=c.eval.seed,
+        flip=c.data.flip,
+        final_eval=c.training.final_eval,
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""The modes of the command line: train, eval, sample."""
+
+import importlib.metadata
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from score_sde.config import ConfigError, Run, build, flatten
+from score_sde.config import get_config as saved_config
+from score_sde.evaluation.likelihood import LikelihoodReport, evaluate_likelihood, write_likelihood
+from score_sde.evaluation.samples import generate, write_samples
+from score_sde.files import WorkdirError, locked, write_json
+from score_sde.training.checkpoints import Checkpoints
+from score_sde.training.loop import Interrupted, initial_state, train
+from score_sde.training.mesh import use_host_devices
+from score_sde.training.progress import clock
+
+PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
+# What may change between two commands on one run; all else makes it another run.
+FREE = ("sampling.", "eval.", "data.dir", "training.steps", "training.log_every", "training.checkpoint_every")
+FREE += ("training.snapshot_every", "training.max_bad_steps", "training.final_eval", "training.cpu_devices")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def settle(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
+    """The config that holds, given the one that the run in `workdir` has.
+
+    Training goes on only with the run's own settings.  Evaluation and sampling use the run's config with the overrides
+    of the command line, and say where the given file differs.
+
+    Raises:
+        WorkdirError: the workdir holds another config's run, or (eval, sample) no run.
+        ConfigError: an override would change what the run is.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        if mode != "train":
+            raise WorkdirError(f"no run at {workdir}: expected {path}. Train it first, with --mode=train.")
+        return config
+    try:
+        saved = saved_config(str(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(f"{path} is damaged: {error}. Restore it, or use another --workdir.") from error
+    new, old = flatten(config), flatten(saved)
+    different = [k for k in new if new[k] != old[k]]
+    bound = [k for k in different if not k.startswith(FREE)]
+    listed = ", ".join(f"{k} = {old[k]} there, {new[k]} here" for k in bound)
+    if mode == "train":
+        if bound:
+            raise WorkdirError(f"{workdir} holds another run ({listed}). Use another --workdir, or the run's settings.")
+        return config
+    clash = [k for k in bound if k in overrides]
+    if clash:
+        raise ConfigError(f"{', '.join(clash)} cannot change in --mode={mode}: {workdir} was trained otherwise ({listed}).")
+    if bound:
+        _say(f"note: using the config saved in {workdir}; the given one differs ({listed}).")
+    with saved.unlocked():
+        for key in different:
+            if key in overrides:
+                section, _, name = key.rpartition(".")
+                target = saved[section] if section else saved
+                target[name] = (config[section] if section else config)[name]
+    return saved
+
+
+def prepare(config: Any) -> Run:
+    """Devices, then the objects of the config."""
+    batches = (config.training.batch_size, config.sampling.batch_size, config.eval.batch_size)
+    use_host_devices(batches, config.training.cpu_devices)
+    return build(config, devices=jax.device_count())
+
+
+def _save_config(workdir: Path, config: Any, overrides: dict) -> None:
+    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+    path = workdir / "config.json"
+    if path.is_file():
+        there = json.loads(path.read_text())
+        if there.get("devices") != devices or there.get("versions") != _versions():
+            _say("note: devices or versions differ from those of the run so far; it goes on, but not to the same bits.")
+    write_json(
+        path,
+        {
+            "config": json.loads(config.to_json()),
+            "overrides": {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},
+            "versions": _versions(),
+            "devices": devices,
+        },
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
+    """Train (or go on training) in `workdir`; 0, or 128 + the number of the signal that stopped it."""
+    run = prepare(config)
+    run.experiment.load("train")  # missing data are told before anything compiles
+    with locked(workdir):
+        _save_config(workdir, config, overrides)
+
+        def snapshot(step: int, state) -> None:
+            samples = generate(run.experiment, state.ema, run.sampling, seed=run.sampling_seed, progress=False)
+            written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"step_{step:08d}")
+            _say(f"samples at step {step}: {written[-1]}")
+
+        count = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+        _say(f"training {workdir} for {run.training.steps} steps on {count}")
+        try:
+            state = train(
+                run.experiment, run.training, workdir, seed=run.seed, flip=run.flip, snapshot=snapshot
+            )  # fmt: skip
+        except Interrupted as stop:
+            name = signal.Signals(stop.signum).name
+            _say(f"{name}: saved at step {stop.step} of {run.training.steps}. To resume, run the same command:\n  {command}")
+            return 128 + stop.signum
+    print(f"trained {run.training.steps} steps; results in {workdir}")
+    if run.final_eval:
+        report = _evaluate(run, state.ema, int(state.step), workdir)
+        print(report.line())
+    print(f"elapsed {clock(time.monotonic() - started)}")
+    return 0
+
+
+def _restore(run: Run, workdir: Path) -> tuple[Any, int]:
+    """EMA weights and step of the newest good checkpoint.
+
+    Raises:
+        WorkdirError: there is none.
+    """
+    shapes = jax.eval_shape(initial_state(run.experiment, run.training, run.seed))
+    if not (workdir / "checkpoints").is_dir():
+        raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
+    with Checkpoints(workdir) as checkpoints:
+        state = checkpoints.restore(shapes)
+    if state is None:
+        raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
+    return state.ema, int(state.step)
+
+
+def _evaluate(run: Run, params: Any, step: int, workdir: Path) -> LikelihoodReport:
+    report, arrays = evaluate_likelihood(run.experiment, params, run.evaluation, step=step, seed=run.eval_seed)
+    write_likelihood(report, arrays, workdir / "eval" / f"likelihood_{run.evaluation.split}")
+    return report
+
+
+def eval_mode(workdir: Path, config: Any) -> int:
+    """Likelihood of the split that config.eval names, under the EMA weights."""
+    run = prepare(config)
+    params, step = _restore(run, workdir)
+    report = _evaluate(run, params, step, workdir)
+    print(report.line())
+    print(f"step {step}; per example in {workdir / 'eval'}")
+    return 0 if not report.not_converged else 1
+
+
+def sample_mode(workdir: Path, config: Any) -> int:
+    """config.sampling.num_samples samples of the EMA weights, as an array and, where there is one, a picture."""
+    run = prepare(config)
+    params, step = _restore(run, workdir)
+    samples = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
+    written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"sample_{step:08d}")
+    print(f"{len(samples)} samples of step {step}: {', '.join(str(p) for p in written)}")
+    return 0
