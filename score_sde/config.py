@@ -8,7 +8,6 @@ one message, before anything runs.
 
 import dataclasses
 import difflib
-import inspect
 import json
 import math
 from collections.abc import Callable

@@ -62,7 +62,7 @@ def locked(directory: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise WorkdirError(f"cannot write to the workdir {directory}: {error.strerror}. Choose another --workdir.") from error
+        raise WorkdirError(f"cannot write to the workdir {directory}: {error.strerror}. Choose another.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

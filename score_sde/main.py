@@ -95,8 +95,10 @@ def parse(argv: list[str]):
             raise UsageError("give --config=configs/NAME.py, or the --workdir of a run. See --help.")
         saved = Path(workdir) / "config.json"
         if not saved.is_file():
-            raise UsageError(f"no run at {workdir}: expected {saved}. Train one with --config=configs/NAME.py --mode=train.")
+            raise UsageError(f"no run at {workdir}: expected {saved}. Train one with --config=... --mode=train.")
         argv.insert(0, f"--config={configs.__file__}:{saved}")
+    else:  # a config may import its neighbours, as a script may
+        sys.path.insert(0, str(Path(given[0].partition("=")[2].partition(":")[0]).resolve().parent))
     try:
         rest = values(["score_sde", *argv])[1:]
         config = values.config

@@ -59,7 +59,8 @@ def settle(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
         return config
     clash = [k for k in bound if k in overrides]
     if clash:
-        raise ConfigError(f"{', '.join(clash)} cannot change in --mode={mode}: {workdir} was trained otherwise ({listed}).")
+        names = ", ".join(clash)
+        raise ConfigError(f"{names} cannot change in --mode={mode}: {workdir} was trained otherwise ({listed}).")
     if bound:
         _say(f"note: using the config saved in {workdir}; the given one differs ({listed}).")
     with saved.unlocked():
@@ -120,7 +121,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
             )  # fmt: skip
         except Interrupted as stop:
             name = signal.Signals(stop.signum).name
-            _say(f"{name}: saved at step {stop.step} of {run.training.steps}. To resume, run the same command:\n  {command}")
+            _say(f"{name}: saved at step {stop.step} of {run.training.steps}. Resume with the command:\n  {command}")
             return 128 + stop.signum
     print(f"trained {run.training.steps} steps; results in {workdir}")
     if run.final_eval:

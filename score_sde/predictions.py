@@ -117,7 +117,9 @@ class EDM(Prediction):
         return 1 / jnp.sqrt(sde.sigma(t) ** 2 + (sde.alpha(t) * self.sigma_data) ** 2)
 
 
-def convert(sde: AffineSDE, output: State, x: State, t: Float[Array, " b"], source: Prediction, to: Prediction) -> State:
+def convert(
+    sde: AffineSDE, output: State, x: State, t: Float[Array, " b"], source: Prediction, to: Prediction
+) -> State:
     """An output of kind `source` at (x_t, t) as the output of kind `to`."""
     x0, noise = source.data_and_noise(sde, output, x, t)
     return to.target(sde, x0, noise, t)

@@ -153,7 +153,7 @@ def evaluate(score: Score, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> F
 
 
 def check_time(sde: AffineSDE, name: str, t: Number) -> None:
-    """Raise ValueError where a time lies outside [sde.t_min, sde.t_max] (to rounding of float32), if all are concrete."""
+    """Raise ValueError where a time, if concrete, lies outside [sde.t_min, sde.t_max] (to rounding of float32)."""
     limits = (sde.t_min, sde.t_max, t)
     if not is_concrete(limits):  # inside a jit even constants may be traced
         return

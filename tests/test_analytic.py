@@ -49,7 +49,8 @@ TARGETS = {
 }
 every_target = pytest.mark.parametrize("make", TARGETS.values(), ids=TARGETS)
 on_the_line = pytest.mark.parametrize("make", [TARGETS["scalar event"], TARGETS["mixture of scalars"]], ids=["G", "GM"])
-widest = pytest.mark.parametrize("make", [TARGETS["full over a matrix"], TARGETS["mixture of matrices, diagonal"]])
+WIDEST = ["full over a matrix", "mixture of matrices, diagonal"]
+widest = pytest.mark.parametrize("make", [TARGETS[key] for key in WIDEST], ids=WIDEST)
 
 
 def components(target):

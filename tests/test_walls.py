@@ -64,7 +64,8 @@ WALLS = {
     "plots":       Room(set(),                   {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
     "config":      Room(ANYTHING,                JAX | {"flax", "optax"} | CONFIG),
-    "main":        Room(ANYTHING | {"config"},   {"jax", "numpy"} | CONFIG),
+    "modes":       Room(ANYTHING | {"config"},   {"jax"}),
+    "main":        Room(ANYTHING | {"config", "modes"}, CONFIG),
 }  # fmt: skip
 
 CONFIG_READERS = {"config", "main", "weights"}

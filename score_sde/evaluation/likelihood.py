@@ -94,7 +94,8 @@ def evaluate_likelihood(
         valid = valid & (indices < total)
         if not valid.any():
             break
-        value, nfe, converged = (np.asarray(a)[valid] for a in compiled(params, keys_of(jnp.asarray(indices)), batch["x"]))
+        results = compiled(params, keys_of(jnp.asarray(indices)), batch["x"])
+        value, nfe, converged = (np.asarray(result)[valid] for result in results)
         parts.append((value, nfe, converged))
         if done:
             timed += len(value)

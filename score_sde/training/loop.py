@@ -147,7 +147,8 @@ def train(
         metrics = MetricsFile(Path(workdir) / "metrics.jsonl", step)
         progress = Progress("train", options.steps, step)
         try:
-            for step, state in _steps(dispatch, state, step, stream, sliced, options, metrics, progress):
+            advance = _steps(dispatch, state, step, stream, sliced, options, metrics, progress)
+            for step, state in advance:
                 if signals.received:
                     checkpoints.save(step, state)
                     checkpoints.wait()
@@ -192,8 +193,8 @@ def _steps(
             progress.update(step, f"loss {shown}  {rate:.0f} img/s" + (f"  skipped {skipped}" if skipped else ""))
             if bad >= options.max_bad_steps:
                 raise TrainingError(
-                    f"the last {bad} steps up to {step} had no finite loss and gradient; the weights are as before them. "
-                    "Lower training.learning_rate, raise training.warmup, or look for bad values in the data."
+                    f"the last {bad} steps up to {step} had no finite loss and gradient; the weights are as before "
+                    "them. Lower training.learning_rate, raise training.warmup, or look for bad values in the data."
                 )
             window, since, began = [], step, now
         yield step, state

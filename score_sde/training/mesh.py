@@ -14,7 +14,7 @@ def use_host_devices(batch_sizes: tuple[int, ...], wanted: int = 0) -> None:
 
     XLA runs many small operations one after the other on a device, so two devices on two cores train faster than one
     (`experiments/host_devices.py` measures it).  The count is the largest power of two that is at most the cores and 8
-    and divides the batches, or `wanted` where that is not 0.  Environment settings (JAX_NUM_CPU_DEVICES, XLA_FLAGS) win.
+    and divides the batches, or `wanted` where that is not 0.  JAX_NUM_CPU_DEVICES and XLA_FLAGS in the environment win.
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: float | int) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(max(int(seconds + 0.5), 0), 60)
     hours, minutes = divmod(minutes, 60)
@@ -40,7 +40,7 @@ class Progress:
 
 
 class MetricsFile:
-    """JSON lines, one object per report.  Opened at a step, it forgets what was written after that step and then lost."""
+    """JSON lines, one object per report.  Opened at a step, it drops lines of later steps, which were lost."""
 
     def __init__(self, path: Path, step: int = 0):
         kept = b""

@@ -155,7 +155,7 @@ def test_denoising_gives_the_posterior_mean(sde):
     assert np.abs(np.asarray(clean.x - noisy.x)).max() > 0.1
 
 
-@pytest.mark.parametrize("event", [(), (2,), (2, 3), (2, 3, 4, 1)], ids=str)
+@pytest.mark.parametrize("event", [(), (2, 3, 4, 1)], ids=str)
 def test_events_of_any_shape_are_sampled_as_their_flat_selves(event):
     size, sde = int(np.prod(event)), ss.VP()
     flat = ss.sample(KEY, sde, linear_score(1.0), (2, size), steps=5, denoise=True, trajectory=1)

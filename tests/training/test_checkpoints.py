@@ -1,0 +1,89 @@
+"""Checkpoints come back to the bit, and damage is found, told and survived."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.files import WorkdirError
+from score_sde.training.checkpoints import Checkpoints, fingerprint
+from score_sde.training.state import adam, init_state
+
+
+def make(seed=0):
+    return init_state(lambda key: {"w": jax.random.normal(key, (64, 64))}, adam(0.1, 0, 1.0), seed)
+
+
+def leaves(state):
+    return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)]
+
+
+def assert_same(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path):
+    state = make()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(make(1)) is None
+        checkpoints.save(3, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(jax.eval_shape(make)), state)
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make(step))
+            checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+
+
+def _flip_a_bit(directory):
+    data = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    raw = bytearray(data.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    data.write_bytes(bytes(raw))
+
+
+def _truncate(directory):
+    data = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+
+
+def _empty(directory):
+    for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("damage", [_flip_a_bit, _truncate, _empty])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make(1))
+        checkpoints.wait()
+        checkpoints.save(2, make(2))
+    damage(tmp_path / "checkpoints" / "2")
+    with Checkpoints(tmp_path) as checkpoints, caplog.at_level(logging.WARNING):
+        assert_same(checkpoints.restore(make(0)), make(1))
+        assert checkpoints.steps() == [1]
+    assert "checkpoint 2 is damaged" in caplog.text
+    assert (tmp_path / "checkpoints" / "damaged-2").is_dir()  # set aside, not deleted
+
+
+def test_when_all_are_damaged_nothing_starts_over(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make(1))
+    _truncate(tmp_path / "checkpoints" / "1")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(WorkdirError, match="no checkpoint in .* can be read"):
+        checkpoints.restore(make(0))
+
+
+def test_the_fingerprint_sees_any_single_word():
+    x = jax.random.normal(jax.random.key(0), (1000,))
+    changed = x.at[jnp.arange(0, 1000, 37)].multiply(1 + 2.0**-20)
+    assert fingerprint({"x": x})[0] != fingerprint({"x": changed})[0]
+    for i in (0, 1, 500, 999):
+        assert fingerprint({"x": x})[0] != fingerprint({"x": x.at[i].set(-x[i])})[0]  # one bit, the sign
