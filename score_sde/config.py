@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,17 +129,23 @@ def base_config() -> ConfigDict:
 
 
 def get_config(path: str) -> ConfigDict:
-    """The config saved in a run's config.json, on the template of `base_config` (which knows the types)."""
+    """The config saved in a run's config.json, on the template of `base_config` (which knows the types).
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     config = base_config()
-    saved = json.loads(Path(path).read_text())["config"]
-    _fill(config, saved)
+    try:
+        _fill(config, json.loads(Path(path).read_text())["config"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: {error!s:.200}. Restore it, or use another --workdir.") from error
     return config
 
 
 def _fill(config: ConfigDict, saved: dict) -> None:
     for key, value in saved.items():
         if key not in config:
-            raise ConfigError(f"the saved config has the key {key!r}, which this version of score_sde does not know.")
+            raise KeyError(f"this version of score_sde does not know the key {key}")
         if isinstance(value, dict):
             _fill(config[key], value)
         elif value is not None:
@@ -172,6 +178,12 @@ class Run:
     final_eval: bool
 
 
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the known name that is closest, or ''."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
 class _Builder:
     """Makes objects from sections and collects what goes wrong."""
 
@@ -182,9 +194,7 @@ class _Builder:
     def choose(self, where: str, table: dict[str, Any], name: str) -> Any:
         if name in table:
             return table[name]
-        close = difflib.get_close_matches(str(name), table, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        self.problems.append(f"{where} must be one of {', '.join(table)}; got {name!r}.{hint}")
+        self.problems.append(f"{where} must be one of {', '.join(table)}; got {name!r}.{did_you_mean(name, table)}")
         return None
 
     def make(self, section: str, values: ConfigDict, key: str, table: dict[str, type]) -> Any:
@@ -219,6 +229,20 @@ def _finite(config: ConfigDict) -> list[str]:
         for key, value in flatten(config).items()
         if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value]))
     ]
+
+
+def _check_sizes(make: _Builder, model: ConfigDict) -> bool:
+    """Whether the network's numbers can be, which Flax would say in its own terms or not at all."""
+    found = len(make.problems)
+    for name in ("features", "ch_mult"):
+        sizes = model[name]
+        good = sizes is None or (len(sizes) > 0 and all(type(n) is int and n > 0 for n in sizes))
+        make.check(good, f"model.{name} must be one or more positive whole numbers, got {sizes}")
+    for name, least in dict(nf=2, num_res_blocks=1, embedding_dim=2, init_scale=0, fourier_scale=0).items():
+        value = model[name]
+        make.check(value is None or value >= least, f"model.{name} must be at least {least}, got {value}")
+    make.check(model.dropout is None or 0 <= model.dropout < 1, f"model.dropout must be in [0, 1), got {model.dropout}")
+    return len(make.problems) == found
 
 
 def build(config: ConfigDict, *, devices: int = 1) -> Run:
@@ -257,11 +281,14 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         make.check(c.eval[name] > 0, f"eval.{name} must be positive, got {c.eval[name]}")
     for name, seed in (("seed", c.seed), ("sampling.seed", c.sampling.seed), ("eval.seed", c.eval.seed)):
         make.check(0 <= seed < 2**32, f"{name} must be in 0..2^32 - 1, got {seed}")
+    make.check(c.training.cpu_devices >= 0, f"training.cpu_devices must be at least 0, got {c.training.cpu_devices}")
     make.check(c.eval.split in ("train", "test"), f"eval.split must be train or test, got {c.eval.split!r}")
     number = c.eval.num_examples
     make.check(number is None or number >= 1, f"eval.num_examples must be at least 1, got {number}")
     make.check(
-        len(c.data.range) == 2 and c.data.range[0] < c.data.range[1],
+        len(c.data.range) == 2
+        and all(isinstance(end, (int, float)) for end in c.data.range)
+        and c.data.range[0] < c.data.range[1],
         f"data.range must be two rising numbers, got {c.data.range}",
     )
     if sde is not None and c.sampling.t_end is not None:
@@ -272,7 +299,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     if dataset is not None:
         shape = dataset[1]
         make.check(not c.data.flip or len(shape) == 3, f"data.flip needs images, and {c.data.name} has shape {shape}")
-        if network is not None:
+        if network is not None and _check_sizes(make, c.model):
             try:
                 x = jax.ShapeDtypeStruct((1, *shape), "float32")
                 label = jax.ShapeDtypeStruct((1,), "float32")
@@ -280,7 +307,8 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
             except (ValueError, TypeError, ZeroDivisionError) as error:
                 make.problems.append(f"model: {str(error).splitlines()[0]}")
     if make.problems:
-        raise ConfigError("; ".join(dict.fromkeys(p.rstrip(".") for p in make.problems)) + ".")
+        message = "; ".join(dict.fromkeys(p.rstrip(".") for p in make.problems))
+        raise ConfigError(message if message.endswith("?") else message + ".")
 
     load, shape, levels = dataset
     return Run(

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import runpy
 import sys
 import time
+import traceback
 from pathlib import Path
 
 HELP = """\
@@ -77,49 +79,77 @@ def parse(argv: list[str]):
 
     Raises:
         UsageError: unknown flag, mode or config key; a value of the wrong type; a config file that does not load.
+        ConfigError: the config of the run in the workdir is damaged.
     """
     from absl import flags
     from ml_collections import config_flags
 
-    from score_sde import config as configs
+    from score_sde.config import did_you_mean, flatten, get_config
 
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "config file", lock_config=True, flag_values=values)
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "what to do", flag_values=values)
-    argv = list(argv)
-    given = [a for a in argv if a == "--config" or a.startswith("--config=")]
-    if not given:
-        workdir = next((a.split("=", 1)[1] for a in argv if a.startswith("--workdir=")), None)
-        if workdir is None:
-            raise UsageError("give --config=configs/NAME.py, or the --workdir of a run. See --help.")
+    argv, file = _take(argv, "config")
+    _, workdir = _take(argv, "workdir")
+    if file is not None:
+        config = _load(file)
+    elif workdir is None:
+        raise UsageError("give --config=configs/NAME.py, or the --workdir of a run. See --help.")
+    else:
         saved = Path(workdir) / "config.json"
         if not saved.is_file():
             raise UsageError(f"no run at {workdir}: expected {saved}. Train one with --config=... --mode=train.")
-        argv.insert(0, f"--config={configs.__file__}:{saved}")
-    else:  # a config may import its neighbours, as a script may
-        sys.path.insert(0, str(Path(given[0].partition("=")[2].partition(":")[0]).resolve().parent))
+        config = get_config(str(saved))
+    for key in (word.lstrip("-").partition("=")[0] for word in argv if word.lstrip("-").startswith("config.")):
+        if (name := key.removeprefix("config.")) not in flatten(config):
+            raise UsageError(f"unknown config key {name!r}.{did_you_mean(name, flatten(config))} See --help.")
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(["score_sde", *argv])[1:]
-        config = values.config
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as error:
-        raise UsageError(_explain(error)) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value. See --help.")
-    if config is None:
-        raise UsageError("give --config=configs/NAME.py. See --help.")
     overrides = config_flags.get_override_values(values["config"])
-    name = Path(values["config"].config_filename).stem
-    return values.mode, Path(values.workdir or Path("runs") / name), config, overrides
+    return values.mode, Path(values.workdir or Path("runs") / Path(file).stem), values.config, overrides
 
 
-def _explain(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, AttributeError):  # ml_collections: 'lrr' ... Did you mean "lr" instead of "lrr"?
-        return f"unknown config key: {text}"
-    if isinstance(error, OSError) and error.filename:
-        return f"cannot read the config {error.filename}: {error.strerror}."
-    return text or type(error).__name__
+def _take(argv: list[str], name: str) -> tuple[list[str], str | None]:
+    """(argv without the flag, the flag's last value or None), for --name=value, --name value and one dash."""
+    rest, value, words = [], None, iter(argv)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            value = text if equals else next(words, "")
+        else:
+            rest.append(word)
+    return rest, value
+
+
+def _load(file: str):
+    """The config of a file, complete and locked."""
+    from ml_collections import ConfigDict
+
+    from score_sde.config import base_config, flatten
+
+    if not Path(file).is_file():
+        raise UsageError(f"no config file at {file!r}. Give --config=configs/NAME.py.")
+    sys.path.insert(0, str(Path(file).resolve().parent))  # a config may import its neighbours, as a script may
+    try:
+        config = runpy.run_path(file)["get_config"]()
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        _, suggestion, rest = str(error).partition("Did you mean")  # ml_collections lists all keys before
+        reason = suggestion + rest.rstrip("'\"") or f"{error!s:.200}"
+        raise UsageError(f"{where} does not load: {type(error).__name__}: {reason}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"{file}: get_config() must return a changed base_config(), got {type(config).__name__}.")
+    if wrong := sorted(set(flatten(config)) ^ set(flatten(base_config()))):
+        raise UsageError(f"{file}: expected the keys of base_config(); unknown or left out: {', '.join(wrong)}.")
+    return config.lock()
 
 
 def dispatch(mode: str, workdir: Path, config, overrides: dict) -> int:
@@ -134,7 +164,6 @@ def dispatch(mode: str, workdir: Path, config, overrides: dict) -> int:
         return modes.eval_mode(workdir, config)
     else:
         return modes.sample_mode(workdir, config)
-
 
 
 def _command() -> str:

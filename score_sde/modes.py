@@ -38,17 +38,14 @@ def settle(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
 
     Raises:
         WorkdirError: the workdir holds another config's run, or (eval, sample) no run.
-        ConfigError: an override would change what the run is.
+        ConfigError: an override would change what the run is; the run's config.json is damaged.
     """
     path = workdir / "config.json"
     if not path.is_file():
         if mode != "train":
             raise WorkdirError(f"no run at {workdir}: expected {path}. Train it first, with --mode=train.")
         return config
-    try:
-        saved = saved_config(str(path))
-    except (ValueError, KeyError, TypeError) as error:
-        raise WorkdirError(f"{path} is damaged: {error}. Restore it, or use another --workdir.") from error
+    saved = saved_config(str(path))
     new, old = flatten(config), flatten(saved)
     different = [k for k in new if new[k] != old[k]]
     bound = [k for k in different if not k.startswith(FREE)]

@@ -87,7 +87,7 @@ def test_split_norm_controls_a_density_that_one_norm_over_all_does_not(x64):
     def flat(parts):
         return flow.rms(jnp.concatenate(parts))
 
-    # The weight of the density is 1 against 1/1024 of the square: 32 times less control (measured: 5e-5 against 1.2e-2).
+    # In one norm the density is 1/1024 of the square: 32 times less control (measured: 5e-5 against 1.2e-2).
     assert density_error(flow.split_norm) < 1e-3 < density_error(flat)
 
 

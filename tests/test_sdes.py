@@ -111,16 +111,17 @@ def test_log_snr_is_that_of_alpha_and_sigma(sde, x64):
     close(jnp.exp(sde.log_snr(t)), (sde.alpha(t) / sde.sigma(t)) ** 2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+# Measured: 1.6 roundings in float32, and 21 in float64, whose exp and log XLA computes less closely.
+@pytest.mark.parametrize("dtype, roundings", [("float32", 4), ("float64", 32)])
 @pytest.mark.parametrize("sde", [*SDES, ss.VP(3.0, 3.0), ss.SubVP(0.5, 0.5)], ids=name)
-def test_inverse_log_snr_gives_the_time_back(sde, dtype, x64):
+def test_inverse_log_snr_gives_the_time_back(sde, dtype, roundings, x64):
     t = jnp.asarray(times_of(sde), dtype)
     log_snr = sde.log_snr(t)
     back = sde.inverse_log_snr(log_snr)
-    # A rounding of the log-SNR moves the time by eps |log-SNR / slope|, one of the time by eps t; measured: 21 of them.
+    # A rounding of the log-SNR moves the time by eps |log-SNR / slope|, one of the time by eps t.
     rounding = np.finfo(dtype).eps * (np.abs(log_snr / slope(sde.log_snr, t)) + t)
     assert back.dtype == dtype
-    assert (np.abs(back - t) <= 32 * rounding).all()
+    assert (np.abs(back - t) <= roundings * rounding).all()
 
 
 @pytest.mark.parametrize("method", ["alpha", "sigma", "drift_factor", "diffusion", "log_snr"])

@@ -21,8 +21,8 @@ def test_the_exact_flow_map_of_a_gaussian_is_met_to_the_tolerance(sde, x64):
     for tolerance in (1e-4, 1e-7):
         out = ss.sample_adaptive(KEY, sde, target.score(sde), (4, 2), x_init=x_init, rtol=tolerance, atol=tolerance)
         errors.append(np.abs(out.x - exact).max())
-    # The tolerance bounds the error of each of some 15 to 50 steps, which the flow carries on: measured at most 13 times
-    # the tolerance, SubVP at 1e-4 and CosineVP at 1e-7.
+    # The tolerance bounds the error of each of some 15 to 50 steps, which the flow carries on: measured at most 13
+    # times the tolerance (SubVP at 1e-4, CosineVP at 1e-7).
     assert errors[0] < 30 * 1e-4 and errors[1] < 30 * 1e-7, errors
     assert adaptive._solve.cache_size() == compiled + 1
 

@@ -82,7 +82,7 @@ def test_several_steps_in_one_dispatch_are_the_same_steps():
 def test_no_second_compilation():
     optimizer = adam(0.1, 2, 1.0)
     dispatch = make_dispatch(make_step(quadratic, optimizer, 0.9), state_sharding=DEVICES, batch_sharding=DEVICES)
-    state = start(optimizer)
+    state = jax.device_put(start(optimizer), DEVICES)
     for value in (1.0, 2.0, 3.0):
         state, _ = dispatch(state, jnp.full((1, 3), value))
     assert dispatch._cache_size() == 1

@@ -1,0 +1,52 @@
+"""What the scripts of this folder share: the machine's name, and figures that are checked against bounds."""
+
+import argparse
+import os
+import platform
+import sys
+
+
+def machine() -> str:
+    """The machine in words: processor, cores, Python, JAX and its devices."""
+    import jax
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+    return f"{name}, {cores} cores, Python {platform.python_version()}, JAX {jax.__version__} on {devices}"
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """A parser with --check, whose help is the script's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is missed")
+    return parser
+
+
+class Figures:
+    """Collects figures with their bounds, prints them, and ends the script."""
+
+    def __init__(self):
+        self.missed = False
+
+    def at_most(self, name: str, value: float, bound: float) -> None:
+        """A figure that must not exceed `bound`."""
+        self._add(name, value, f"<= {bound:g}", value <= bound)
+
+    def at_least(self, name: str, value: float, bound: float) -> None:
+        """A figure that must reach `bound`."""
+        self._add(name, value, f">= {bound:g}", value >= bound)
+
+    def _add(self, name: str, value: float, bound: str, good: bool) -> None:
+        self.missed |= not good
+        print(f"{name:<58} {value:<12.4g} {bound:<10} {'ok' if good else 'MISSED'}")
+
+    def end(self, check: bool) -> None:
+        """Print the machine; exit with 1 if asked to check and a bound was missed."""
+        print(f"machine: {machine()}")
+        sys.exit(1 if check and self.missed else 0)
