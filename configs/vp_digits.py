@@ -13,10 +13,11 @@ def get_config():
     c.model.nf, c.model.ch_mult, c.model.num_res_blocks = 16, (1, 2), 1
     c.model.attn_resolutions, c.model.dropout = (4,), 0.0
     c.objective.times = "stratified"
-    c.training.batch_size, c.training.steps = 64, 5000
+    c.training.batch_size, c.training.steps = 64, 3200
     c.training.learning_rate, c.training.warmup, c.training.ema_rate = 2e-3, 200, 0.998
-    c.training.log_every, c.training.checkpoint_every, c.training.snapshot_every = 200, 1000, 1000
+    c.training.log_every, c.training.checkpoint_every, c.training.snapshot_every = 200, 800, 800
     c.training.final_eval = True
     c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 250, 100, 100
-    c.eval.batch_size = 180
+    c.eval.batch_size = 120
+    c.eval.rtol = c.eval.atol = 3e-4  # moves a digit's bits/dim by less than 1e-3, far below its error
     return c

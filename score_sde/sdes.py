@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -164,12 +165,12 @@ def check_time(sde: AffineSDE, name: str, t: Number) -> None:
 
 def _positive(sde: AffineSDE, *names: str) -> None:
     for name in names:
-        if not getattr(sde, name) > 0:
+        if not np.all(np.asarray(getattr(sde, name)) > 0):
             raise ValueError(f"{type(sde).__name__}: {name} must be positive, got {getattr(sde, name)}.")
 
 
 def _ascending(sde: AffineSDE, low: str, high: str) -> None:
-    if not getattr(sde, low) < getattr(sde, high):
+    if not np.all(np.asarray(getattr(sde, low)) < np.asarray(getattr(sde, high))):
         raise ValueError(
             f"{type(sde).__name__}: {low} must be below {high}, got {getattr(sde, low)} and {getattr(sde, high)}."
         )
@@ -231,7 +232,7 @@ class VP(AffineSDE):
 
     def check(self):
         _positive(self, "beta_min")
-        if not self.beta_max >= self.beta_min:
+        if not np.all(np.asarray(self.beta_max) >= np.asarray(self.beta_min)):
             raise ValueError(
                 f"{type(self).__name__}: beta_max must be at least beta_min, got {self.beta_max} and {self.beta_min}."
             )
@@ -382,7 +383,7 @@ class RectifiedFlow(AffineSDE):
     """The straight path x_t = (1 - t) x_0 + t eps of rectified flow and flow matching (Liu et al. 2023).
 
     As an SDE: dx = -x/(1 - t) dt + sqrt(2 t/(1 - t)) dw on [0, 1].  Both ends are singular for a score: solves stay in
-    [t_min, t_max].
+    [t_min, t_max].  Networks are told 999 t, as with VP: positional embeddings hardly tell times in [0, 1] apart.
     """
 
     t_min: Number = 1e-4
@@ -391,7 +392,7 @@ class RectifiedFlow(AffineSDE):
     def check(self):
         _positive(self, "t_min")
         _ascending(self, "t_min", "t_max")
-        if not self.t_max < 1:
+        if not np.all(np.asarray(self.t_max) < 1):
             raise ValueError(f"RectifiedFlow: t_max must be below 1, where alpha vanishes, got {self.t_max}.")
 
     @property

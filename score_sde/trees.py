@@ -54,7 +54,8 @@ class Frozen:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not field.metadata.get("static") and type(value) is int:  # VP(0.1, 20) is VP(0.1, 20.0)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if whole and not field.metadata.get("static"):  # VP(0.1, 20) is VP(0.1, 20.0)
                 object.__setattr__(self, field.name, float(value))
         if is_concrete(self):
             self.check()

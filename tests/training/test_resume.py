@@ -1,4 +1,4 @@
-"""A resumed run is the run: killed, interrupted or told to stop, training ends with the bits of an uninterrupted one."""
+"""A resumed run is the run: killed or told to stop, training ends with the bits of an uninterrupted one."""
 
 import json
 import os

@@ -1,0 +1,301 @@
+"""Configs: those that ship build, the names reach everything public, and what makes no sense is refused at once."""
+
+import inspect
+import runpy
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+import score_sde as ss
+from score_sde import config as configs
+from score_sde import data, likelihood, models, modes, sampling
+from score_sde.config import ConfigError, base_config, build, flatten, get_config
+from tests.catalogue import PREDICTIONS, TIMES, WEIGHTINGS, instances
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(p for p in FOLDER.glob("*.py") if p.name != "__init__.py")
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+
+
+@pytest.fixture(autouse=True)
+def configs_import_their_neighbours(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+
+
+def load(path):
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def toy(**settings):
+    """A small config on 2-D points, with settings such as model__features=(8,)."""
+    c = base_config()
+    c.data.name, c.model.name = "swiss_roll", "mlp"
+    return changed(c, settings)
+
+
+def small_unet(**settings):
+    c = base_config()
+    c.data.name, c.model.nf, c.model.ch_mult, c.model.num_res_blocks = "digits", 4, (1,), 1
+    return changed(c, settings)
+
+
+def changed(c, settings):
+    for key, value in settings.items():
+        section, _, name = key.rpartition("__")
+        (c[section] if section else c)[name] = value
+    return c
+
+
+# --- the files under configs/ ----------------------------------------------------------------------------------------
+
+
+def test_there_are_configs():
+    assert {"vp_cifar", "vp_digits", "vp_toy"} <= {p.stem for p in FILES}
+
+
+@each_file
+def test_a_shipped_config_builds_and_names_its_command(path):
+    run = build(load(path))
+    assert run.training.steps > 0
+    assert f"python -m score_sde.main --config=configs/{path.name} --mode=train" in runpy.run_path(str(path))["__doc__"]
+
+
+@each_file
+def test_a_config_comes_back_from_its_json(path, tmp_path):
+    c = load(path)
+    modes._save_config(tmp_path, c, {})
+    assert get_config(str(tmp_path / "config.json")).to_dict() == c.to_dict()  # == tells tuples from lists
+
+
+def test_everything_comes_back_from_json(tmp_path):
+    c = toy(model__features=(3, 5), sde__beta_min=0.2, eval__num_examples=7, sampling__t_end=0.01, data__range=(0.0, 1.0))
+    modes._save_config(tmp_path, c, {})
+    back = get_config(str(tmp_path / "config.json"))
+    assert back.model.features == (3, 5) and back.sde.beta_max is None
+    assert {k: (type(v), v) for k, v in flatten(back).items()} == {k: (type(v), v) for k, v in flatten(c).items()}
+    assert back.is_locked
+
+
+def test_vp_cifar_has_the_published_size():
+    network = build(load(FOLDER / "vp_cifar.py")).experiment.network
+    x, label = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"), jax.ShapeDtypeStruct((1,), "float32")
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, label)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 61_804_419
+
+
+def test_build_compiles_nothing():
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.clear_caches()  # what is compiled already would not show
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for path in FILES:
+            build(load(path))
+        found = len(compiled)
+        jax.jit(lambda x: x + 1)(jnp.ones(3))
+        assert len(compiled) > found, "the listener is deaf"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert found == 0
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def classes_of(objects):
+    return {type(o) for o in objects}
+
+
+@pytest.mark.parametrize(
+    "table, public",
+    [
+        (configs.SDES, classes_of(instances(ss, ss.AffineSDE))),
+        (configs.PREDICTIONS, classes_of(PREDICTIONS)),
+        (configs.WEIGHTINGS, classes_of(WEIGHTINGS)),
+        (configs.TIMES, classes_of(TIMES)),
+        (configs.DIVERGENCES, classes_of(instances(likelihood, likelihood.Divergence))),
+        (configs.SAMPLERS, classes_of(instances(sampling, sampling.Sampler))),
+        (configs.MODELS, {m for m in vars(models).values() if inspect.isclass(m) and issubclass(m, nn.Module)}),
+    ],
+    ids="sdes predictions weightings times divergences samplers models".split(),
+)
+def test_every_public_class_has_a_name(table, public):
+    assert public and set(table.values()) == public
+
+
+def test_every_data_set_has_a_name():
+    toys = [n for n, f in vars(data.toys).items() if inspect.isfunction(f) and not n.startswith("_")]
+    assert len(toys) >= 4 and {*toys, "digits", "cifar10"} == set(configs.DATASETS)
+
+
+@pytest.mark.parametrize("name", [n for n in configs.DATASETS if n != "cifar10"])
+def test_the_table_of_data_sets_is_true(name):
+    load_split, shape, levels = configs.DATASETS[name]
+    for split in ("train", "test"):
+        source = load_split(split, "nowhere")
+        assert (source.shape, source.levels) == (shape, levels)
+
+
+@pytest.mark.parametrize("section, key, table", [
+    ("sde", "name", configs.SDES), ("objective", "prediction", configs.PREDICTIONS),
+    ("objective", "weighting", configs.WEIGHTINGS), ("objective", "times", configs.TIMES),
+    ("eval", "divergence", configs.DIVERGENCES), ("sampling", "sampler", configs.SAMPLERS),
+])  # fmt: skip
+def test_each_name_builds_its_class(section, key, table):
+    for name, kind in table.items():
+        run = build(toy(**{f"{section}__{key}": name}))
+        e = run.experiment
+        built = {"name": e.sde, "prediction": e.prediction, "weighting": e.weighting, "times": e.times}
+        built |= {"divergence": run.evaluation.divergence, "sampler": run.sampling.sampler}
+        assert type(built[key]) is kind
+
+
+def test_settings_arrive():
+    run = build(
+        toy(
+            sde__name="ve", sde__sigma_max=7.0, model__features=(8, 4), objective__prediction="edm",
+            objective__sigma_data=0.7, objective__times="log_normal", objective__mean=-1.0, eval__probes=3, eval__rtol=1e-3,
+            eval__split="train", sampling__steps=11, sampling__t_end=0.01, training__clip_norm=0.5, seed=5, eval__seed=6,
+            sampling__seed=7,
+        )
+    )  # fmt: skip
+    e = run.experiment
+    assert (e.sde.sigma_min, e.sde.sigma_max, e.network.features) == (0.01, 7.0, (8, 4))
+    assert (e.prediction.sigma_data, e.times.mean, e.times.std) == (0.7, -1.0, 1.2)
+    assert (run.evaluation.divergence.probes, run.evaluation.rtol, run.evaluation.split) == (3, 1e-3, "train")
+    assert (run.sampling.steps, run.sampling.t_end, run.training.clip_norm) == (11, 0.01, 0.5)
+    assert (run.seed, run.eval_seed, run.sampling_seed) == (5, 6, 7)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+REFUSED = [  # key, value, part of the message
+    ("seed", -1, "seed must be in 0..2^32 - 1, got -1"),
+    ("eval__seed", 2**32, "eval.seed must be in"),
+    ("sde__name", "vpp", "Did you mean 'vp'?"),
+    ("model__name", "ml", "Did you mean 'mlp'?"),
+    ("objective__prediction", "nois", "Did you mean 'noise'?"),
+    ("objective__weighting", "likelyhood", "Did you mean 'likelihood'?"),
+    ("objective__times", "log-normal", "Did you mean 'log_normal'?"),
+    ("eval__divergence", "Exact", "Did you mean 'exact'?"),
+    ("sampling__sampler", "euler", "Did you mean 'euler_maruyama'?"),
+    ("data__name", "swissroll", "Did you mean 'swiss_roll'?"),
+    ("data__name", "qqq", "got 'qqq'."),
+    ("sde__sigma_min", 0.01, "sde.sigma_min is not a setting of name=vp"),
+    ("model__nf", 8, "model.nf is not a setting of name=mlp"),
+    ("objective__sigma_data", 0.5, "objective.sigma_data is not a setting of prediction=noise, weighting=sigma_squared"),
+    ("eval__chunk", 3, "eval.chunk is not a setting of divergence=hutchinson"),
+    ("sde__beta_min", NAN, "sde.beta_min must be finite, got nan"),
+    ("sde__beta_min", -0.1, "beta_min must be positive, got -0.1"),
+    ("sde__beta_max", 0.05, "beta_max must be at least beta_min"),
+    ("sde__beta_max", INF, "sde.beta_max must be finite, got inf"),
+    ("data__range", (1.0, 1.0), "data.range must be two rising numbers"),
+    ("data__range", (1.0,), "data.range must be two rising numbers"),
+    ("data__range", ("a", "b"), "data.range must be two rising numbers"),
+    ("data__range", (0.0, INF), "data.range must be finite"),
+    ("data__flip", True, "data.flip needs images"),
+    ("training__batch_size", 0, "training.batch_size must be at least 1, got 0"),
+    ("training__steps", 0, "training.steps must be at least 1, got 0"),
+    ("training__steps", -5, "training.steps must be at least 1, got -5"),
+    ("training__steps_per_dispatch", 3, "must be a multiple of steps_per_dispatch = 3"),
+    ("training__learning_rate", 0.0, "training.learning_rate must be positive, got 0.0"),
+    ("training__learning_rate", NAN, "training.learning_rate must be finite, got nan"),
+    ("training__learning_rate", INF, "training.learning_rate must be finite, got inf"),
+    ("training__warmup", -1, "training.warmup must be at least 0"),
+    ("training__clip_norm", NAN, "training.clip_norm must be finite"),
+    ("training__clip_norm", -1.0, "training.clip_norm must be at least 0"),
+    ("training__ema_rate", 1.0, "training.ema_rate must be in [0, 1), got 1.0"),
+    ("training__eps", 0.0, "training.eps must be positive"),
+    ("training__log_every", 0, "training.log_every must be at least 1"),
+    ("training__checkpoint_every", 0, "training.checkpoint_every must be at least 1"),
+    ("training__cpu_devices", -1, "training.cpu_devices must be at least 0, got -1"),
+    ("sampling__steps", 0, "sampling.steps must be at least 1, got 0"),
+    ("sampling__num_samples", 0, "sampling.num_samples must be at least 1, got 0"),
+    ("sampling__batch_size", -2, "sampling.batch_size must be at least 1, got -2"),
+    ("sampling__t_end", 2.0, "sampling.t_end must be in [t_min, t_max]"),
+    ("sampling__t_end", NAN, "sampling.t_end must be finite"),
+    ("eval__split", "valid", "eval.split must be train or test, got 'valid'"),
+    ("eval__batch_size", 0, "eval.batch_size must be at least 1, got 0"),
+    ("eval__num_examples", 0, "eval.num_examples must be at least 1, got 0"),
+    ("eval__rtol", 0.0, "eval.rtol must be positive, got 0.0"),
+    ("eval__atol", -1e-3, "eval.atol must be positive"),
+    ("eval__atol", NAN, "eval.atol must be finite"),
+    ("eval__probes", 0, "probes must be at least 1, got 0"),
+    ("model__features", (), "model.features must be one or more positive whole numbers, got ()"),
+    ("model__features", (8, 0), "model.features must be one or more positive whole numbers"),
+    ("model__features", (2.5,), "model.features must be one or more positive whole numbers"),
+    ("model__embedding_dim", 1, "model.embedding_dim must be at least 2, got 1"),
+    ("model__embedding_type", "sines", "expected embedding_type among"),
+    ("model__fourier_scale", NAN, "model.fourier_scale must be finite"),
+]
+
+
+@pytest.mark.parametrize("key, value, message", REFUSED, ids=[f"{k}={v}" for k, v, _ in REFUSED])
+def test_values_that_make_no_sense_are_refused(key, value, message):
+    build(toy())
+    with pytest.raises(ConfigError) as error:
+        build(toy(**{key: value}))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value) and not str(error.value).endswith("?.")
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("model__ch_mult", (1, 1, 1, 1, 1), "height and width divisible by 16 for the 5 levels of ch_mult, got 8x8"),
+    ("model__ch_mult", (), "model.ch_mult must be one or more positive whole numbers, got ()"),
+    ("model__nf", 0, "model.nf must be at least 2, got 0"),
+    ("model__nf", -4, "model.nf must be at least 2, got -4"),
+    ("model__num_res_blocks", -1, "model.num_res_blocks must be at least 1, got -1"),
+    ("model__dropout", 1.0, "model.dropout must be in [0, 1), got 1.0"),
+    ("model__dropout", -0.5, "model.dropout must be in [0, 1), got -0.5"),
+    ("model__init_scale", -1.0, "model.init_scale must be at least 0"),
+    ("model__features", (8,), "model.features is not a setting of name=unet"),
+])  # fmt: skip
+def test_networks_that_cannot_be_are_refused(key, value, message):
+    build(small_unet())
+    with pytest.raises(ConfigError) as error:
+        build(small_unet(**{key: value}))
+    assert message in str(error.value)
+
+
+def test_a_unet_on_points_is_refused():
+    with pytest.raises(ConfigError, match="expected images"):
+        build(small_unet(data__name="two_moons"))
+
+
+@pytest.mark.parametrize("key", ["training__batch_size", "sampling__batch_size", "eval__batch_size"])
+def test_batches_that_the_devices_cannot_share_are_refused(key):
+    c = toy(training__batch_size=8, sampling__batch_size=8, eval__batch_size=8, **{})
+    build(c, devices=4)
+    with pytest.raises(ConfigError, match=rf"{key.replace('__', '.')} must be a multiple of the 4 devices, got 6"):
+        build(changed(c, {key: 6}), devices=4)
+
+
+def test_all_problems_come_in_one_message():
+    with pytest.raises(ConfigError) as error:
+        build(toy(sde__name="vpp", training__steps=0, eval__rtol=NAN, model__nf=8))
+    for part in ("sde.name", "training.steps must", "eval.rtol must be finite", "model.nf is not a setting"):
+        assert str(error.value).count(part) == 1
+
+
+def test_types_are_kept():
+    with pytest.raises(TypeError):
+        toy(training__steps="many")
+    with pytest.raises(AttributeError, match="stepz"):
+        toy(training__stepz=3)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"config": 3}', '{"config": {"sde": {"nme": "vp"}}}', '{"seed": 1}',
+                                  '{"config": {"seed": "one"}}', '{"config": {"sde": 3}}'])  # fmt: skip
+def test_a_damaged_file_is_refused(text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="config.json is damaged"):
+        get_config(str(path))
