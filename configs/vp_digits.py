@@ -1,6 +1,8 @@
 r"""VP SDE on 8x8 digits with a small DDPM++: the experiment that ships with its data.
 
 python -m score_sde.main --config=configs/vp_digits.py --mode=train
+4 min on 2 cores (Intel Xeon, JAX 0.10.2): test 1.973 +- 0.013 bits/dim (17 grey levels); 90 of 100 samples are legible
+(`experiments/digits_main_job.py`).
 """
 
 from score_sde.config import base_config
@@ -19,5 +21,5 @@ def get_config():
     c.training.final_eval = True
     c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 250, 100, 100
     c.eval.batch_size = 120
-    c.eval.rtol = c.eval.atol = 3e-4  # moves a digit's bits/dim by less than 1e-3, far below its error
+    c.eval.rtol = c.eval.atol = 3e-4  # against 3e-5: moves a value by 0.001 bits/dim on average
     return c

@@ -78,11 +78,11 @@ def save_weights(workdir: Path, path: Path) -> None:
 
     from score_sde.config import build, get_config
     from score_sde.training.checkpoints import Checkpoints
-    from score_sde.training.loop import initial_state
+    from score_sde.training.loop import abstract_state
 
     run = build(get_config(str(workdir / "config.json")))
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(jax.eval_shape(initial_state(run.experiment, run.training, run.seed)))
+        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
     flat = jax.tree_util.tree_flatten_with_path(state.ema)[0]
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(a) for p, a in flat})

@@ -16,7 +16,7 @@ from score_sde.evaluation.likelihood import LikelihoodReport, evaluate_likelihoo
 from score_sde.evaluation.samples import generate, write_samples
 from score_sde.files import WorkdirError, locked, write_json
 from score_sde.training.checkpoints import Checkpoints
-from score_sde.training.loop import Interrupted, initial_state, train
+from score_sde.training.loop import Interrupted, abstract_state, train
 from score_sde.training.mesh import use_host_devices
 from score_sde.training.progress import clock
 
@@ -134,11 +134,10 @@ def _restore(run: Run, workdir: Path) -> tuple[Any, int]:
     Raises:
         WorkdirError: there is none.
     """
-    shapes = jax.eval_shape(initial_state(run.experiment, run.training, run.seed))
     if not (workdir / "checkpoints").is_dir():
         raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(shapes)
+        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
     if state is None:
         raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
     return state.ema, int(state.step)

@@ -66,24 +66,29 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Any | None:
-        """The newest undamaged state, shaped and sharded like `like` (arrays or ShapeDtypeStructs); None if no save.
+        """The newest undamaged state, shaped and sharded like `like`: arrays, or ShapeDtypeStructs with a sharding (the
+        run may have had other devices).  None if there is no save.
 
-        Damaged checkpoints are reported and set aside as damaged-N.
+        Damaged checkpoints newer than that are reported and set aside as damaged-N.
 
         Raises:
-            WorkdirError: there are checkpoints and none can be read.
+            WorkdirError: there are checkpoints and none can be read; they are left as they are.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        failed: dict[int, str] = {}
+        for step in reversed(self.steps()):
             try:
-                return self._restore(step, like)
+                state = self._restore(step, like)
             except Exception as error:  # Orbax raises many types on damage
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                _log.warning("checkpoint %d is damaged and set aside as damaged-%d: %s", step, step, reason)
-                self._set_aside(step)
-        if steps:
+                failed[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                continue
+            for bad, reason in failed.items():  # only now: where none can be read, the fault may be elsewhere
+                _log.warning("checkpoint %d is damaged and set aside as damaged-%d: %s", bad, bad, reason)
+                self._set_aside(bad)
+            return state
+        if failed:
+            step, reason = next(iter(failed.items()))
             raise WorkdirError(
-                f"no checkpoint in {self.path} can be read (tried {steps[::-1]}; set aside as damaged-N). "
+                f"no checkpoint in {self.path} can be read (tried {list(failed)}; {step}: {reason}). "
                 "Restore a copy, or train in another --workdir."
             )
         return None

@@ -98,9 +98,15 @@ class _Signals:
 
 
 def initial_state(experiment: Experiment, options: TrainingOptions, seed: int) -> Callable[[], State]:
-    """A function that makes the state at step 0 (give it to jax.eval_shape for the shapes alone)."""
+    """A function that makes the state at step 0."""
     optimizer = _optimizer(options)
     return lambda: init_state(experiment.init, optimizer, seed)
+
+
+def abstract_state(experiment: Experiment, options: TrainingOptions, seed: int) -> State:
+    """Shapes of the state, replicated over the devices here: what a checkpoint is restored to."""
+    shapes, sharding = jax.eval_shape(initial_state(experiment, options, seed)), replicated(data_mesh())
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
 def _optimizer(options: TrainingOptions):
@@ -135,7 +141,7 @@ def train(
         make_step(experiment.loss, _optimizer(options), options.ema_rate), state_sharding=whole, batch_sharding=sliced
     )
     with _Signals() as signals, Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(_with_sharding(jax.eval_shape(make), whole))
+        state = checkpoints.restore(abstract_state(experiment, options, seed))
         fresh = state is None
         state = make() if fresh else state
         step = int(state.step)
@@ -162,10 +168,6 @@ def train(
             metrics.close()
             stream.close()
     return state
-
-
-def _with_sharding(shapes: State, sharding) -> State:
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
 def _steps(

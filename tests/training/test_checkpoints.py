@@ -75,12 +75,29 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, capl
     assert (tmp_path / "checkpoints" / "damaged-2").is_dir()  # set aside, not deleted
 
 
+def test_other_devices_than_those_of_the_run_are_no_damage(tmp_path):
+    def spread(count):
+        mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    state = jax.device_put(make(), spread(4))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread(1)), jax.eval_shape(lambda: make())
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(shapes), make())
+
+
 def test_when_all_are_damaged_nothing_starts_over(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make(1))
     _truncate(tmp_path / "checkpoints" / "1")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(WorkdirError, match="no checkpoint in .* can be read"):
-        checkpoints.restore(make(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(WorkdirError, match="no checkpoint in .* can be read"):
+            checkpoints.restore(make(0))
+        assert checkpoints.steps() == [1]  # and nothing is renamed
 
 
 def test_the_fingerprint_sees_any_single_word():

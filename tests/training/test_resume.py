@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from score_sde.training.checkpoints import Checkpoints
-from score_sde.training.loop import initial_state
+from score_sde.training.loop import abstract_state
 
 CONFIG = """
 from score_sde.config import base_config
@@ -59,9 +59,8 @@ def final_leaves(workdir):
     from score_sde.config import build, get_config
 
     run = build(get_config(str(workdir / "config.json")))
-    shapes = jax.eval_shape(initial_state(run.experiment, run.training, run.seed))
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(shapes)
+        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
     assert int(state.step) == run.training.steps
     return [
         np.asarray(jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x)

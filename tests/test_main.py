@@ -1,0 +1,413 @@
+"""The command line: modes end to end in one process, and one line for every mistake of a user."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from score_sde.files import locked
+from score_sde.main import main
+
+CONFIG = """
+from score_sde.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.data.name = "swiss_roll"
+    c.model.name, c.model.features, c.model.embedding_dim = "mlp", (8, 8), 8
+    c.training.batch_size, c.training.steps, c.training.log_every = 16, 2, 1
+    c.training.learning_rate, c.training.warmup, c.training.ema_rate = 0.03, 0, 0.0
+    c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 8, 10, 8
+    c.eval.divergence, c.eval.batch_size, c.eval.num_examples = "exact", 8, 10
+    return c
+"""
+
+
+def command(*argv):
+    """(exit code, standard output, standard error) of a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(a) for a in argv])
+    return code, out.getvalue(), err.getvalue()
+
+
+def succeed(*argv):
+    code, out, err = command(*argv)
+    assert code == 0, err
+    return out, err
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(folder, *argv):
+    """The one line of a command that is refused before it compiles or changes anything under `folder`."""
+    compiled, before = [], contents(folder)
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        code, out, err = command(*argv)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert code not in (0, None) and out == ""
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+    assert "Traceback" not in err
+    assert not compiled
+    assert contents(folder) == before
+    return err
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """A finished run, not to be changed."""
+    workdir = tmp_path_factory.mktemp("run") / "small"
+    succeed(f"--config={config}", "--mode=train", f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the finished run."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def samples_of(workdir, step=2):
+    with np.load(workdir / "samples" / f"sample_{step:08d}.npz", allow_pickle=False) as found:
+        return found["samples"]
+
+
+def values_of(workdir, split="test"):
+    with np.load(workdir / "eval" / f"likelihood_{split}.npz", allow_pickle=False) as found:
+        return dict(found)
+
+
+def saved_config(workdir):
+    return json.loads((workdir / "config.json").read_text())
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick():
+    code = (
+        "import sys; from score_sde.main import main; code = main(['--help'])\n"
+        "heavy = {'flax', 'orbax', 'optax', 'grain', 'diffrax', 'ml_collections', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--config=FILE" in done.stdout and "--mode=MODE" in done.stdout
+
+
+def test_help_is_there_with_other_flags_and_without_any():
+    assert command("--mode=eval", "-h")[0] == 0
+    code, out, _ = command()
+    assert code == 2 and "--workdir=DIR" in out
+
+
+# --- the modes -------------------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_what_the_help_says(trained, config):
+    assert {p.name for p in trained.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "samples"}
+    assert [json.loads(line)["step"] for line in open(trained / "metrics.jsonl")] == [1, 2]
+    assert (trained / "checkpoints" / "2").is_dir()
+    assert {p.name for p in (trained / "samples").iterdir()} == {
+        f"step_{step:08d}.{kind}" for step in (0, 2) for kind in ("npz", "png")
+    }
+    saved = saved_config(trained)
+    assert set(saved) == {"config", "overrides", "versions", "devices"}
+    assert saved["config"]["model"]["features"] == [8, 8] and saved["overrides"] == {}
+    assert saved["versions"]["jax"] == jax.__version__ and "python" in saved["versions"]
+    assert saved["devices"] == [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+
+
+def test_evaluation_needs_no_config(run):
+    out, err = succeed(f"--workdir={run}", "--mode=eval")
+    report = json.loads((run / "eval" / "likelihood_test.json").read_text())
+    values = values_of(run)
+    assert len(values["value"]) == len(values["nfe"]) == report["examples"] == 10  # batches of 8: the last is partial
+    assert values["converged"].all()
+    assert report["value"] == pytest.approx(values["value"].mean(), rel=1e-6)
+    assert report["standard_error"] == pytest.approx(values["value"].std(ddof=1) / 10**0.5, rel=1e-5)
+    assert (report["unit"], report["split"], report["step"]) == ("nats/dim", "test", 2)
+    assert f"test {report['value']:.3f} +- {report['standard_error']:.3f} nats/dim (10 examples" in out
+    assert "10/10" in err
+
+
+def test_values_do_not_depend_on_the_batch(run):
+    found = []
+    for size in (4, 8):
+        succeed(f"--workdir={run}", "--mode=eval", f"--config.eval.batch_size={size}")
+        found.append(values_of(run)["value"])
+    assert found[0].std() > 0.05, "the examples differ"
+    np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_overrides_reach_the_evaluation(run):
+    succeed("--workdir", run, "--mode", "eval", "--config.eval.split=train", "--config.eval.num_examples=3")
+    assert len(values_of(run, "train")["value"]) == 3
+    assert not (run / "eval" / "likelihood_test.npz").exists()
+
+
+def test_sampling_gives_as_many_as_asked_the_same_for_each_batch(run):
+    out, _ = succeed(f"--workdir={run}", "--mode=sample")
+    ten = samples_of(run)
+    assert ten.shape == (10, 2) and ten.dtype == np.float32 and out.startswith("10 samples of step 2: ")
+    assert ten.std() > 0.1 and len(np.unique(ten)) == 20
+    with Image.open(run / "samples" / "sample_00000002.png") as image:
+        image.load()
+    succeed(f"--workdir={run}", "--mode=sample", "--config.sampling.num_samples=7", "--config.sampling.batch_size=4")
+    seven = samples_of(run)
+    assert seven.shape == (7, 2)
+    np.testing.assert_allclose(seven, ten[:7], rtol=1e-4, atol=1e-4)
+    succeed(f"--workdir={run}", "--mode=sample", "--config.sampling.seed=1")
+    assert np.abs(samples_of(run) - ten).min() > 0
+
+
+def test_training_goes_on_with_more_steps(run, config):
+    out, _ = succeed(f"--config={config}", f"--workdir={run}", "--config.training.steps=4")
+    assert "trained 4 steps" in out
+    assert [json.loads(line)["step"] for line in open(run / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (run / "checkpoints" / "4").is_dir()
+    saved = saved_config(run)
+    assert saved["config"]["training"]["steps"] == 4 and saved["overrides"] == {"training.steps": 4}
+    succeed(f"--workdir={run}", "--mode=sample", "--config.sampling.num_samples=3")
+    assert samples_of(run, step=4).shape == (3, 2)
+
+
+def test_a_finished_run_is_left_as_it_is(run, config):
+    before = contents(run)
+    out, _ = succeed(f"--config={config}", f"--workdir={run}")
+    assert "trained 2 steps" in out
+    after = contents(run)
+    assert after.keys() == before.keys()
+    for path in before.keys() - {run / ".lock"}:
+        assert after[path][1] == before[path][1]
+
+
+def test_training_resumes_without_a_config(run):
+    succeed(f"--workdir={run}", "--mode=train", "--config.training.steps=3")
+    assert saved_config(run)["config"]["model"]["features"] == [8, 8]
+    assert [json.loads(line)["step"] for line in open(run / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_config_that_differs_is_noted_and_the_run_s_own_holds(run, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(CONFIG.replace("(8, 8)", "(4, 4)").replace('"exact", 8, 10', '"exact", 8, 5'))
+    _, err = succeed(f"--config={other}", f"--workdir={run}", "--mode=eval", "--config.eval.batch_size=4")
+    assert "note: using the config saved in" in err and "model.features = [8, 8] there, [4, 4] here" in err
+    assert len(values_of(run)["value"]) == 10  # of the run's config: only overrides count
+
+
+def test_other_versions_are_noted(run, config):
+    saved = saved_config(run)
+    saved["versions"]["jax"] = "0.0.1"
+    (run / "config.json").write_text(json.dumps(saved))
+    _, err = succeed(f"--config={config}", f"--workdir={run}")
+    assert "note: devices or versions differ" in err
+    assert saved_config(run)["versions"]["jax"] == jax.__version__
+
+
+def test_the_default_workdir_has_the_name_of_the_config(config, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "runs" / "small")
+    succeed(f"--config={config}", "--mode=sample", "--config.sampling.num_samples=2")
+    assert samples_of(tmp_path / "runs" / "small").shape == (2, 2)
+
+
+def test_digits_end_to_end(tmp_path):
+    config, workdir = tmp_path / "digits.py", tmp_path / "run"
+    settings = """
+    c.data.name = "digits"
+    c.model.name, c.model.nf, c.model.ch_mult, c.model.num_res_blocks = "unet", 4, (1,), 1
+    c.model.features, c.model.embedding_dim = None, None
+    c.training.final_eval = True
+    c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 2, 5, 4
+    c.eval.divergence, c.eval.batch_size, c.eval.num_examples, c.eval.rtol = "hutchinson", 4, 6, 0.01
+    c.training.snapshot_every = 2
+    return c
+"""
+    config.write_text(CONFIG.replace("    return c\n", settings.lstrip("\n")))
+    out, _ = succeed(f"--config={config}", f"--workdir={workdir}")
+    report = json.loads((workdir / "eval" / "likelihood_test.json").read_text())
+    assert report["unit"] == "bits/dim" and report["examples"] == 6 and f"{report['value']:.3f}" in out
+    with np.load(workdir / "samples" / "step_00000002.npz", allow_pickle=False) as found:
+        assert found["samples"].shape == (5, 8, 8, 1) and found["samples"].dtype == np.uint8
+        assert found["samples"].max() <= 16
+    with Image.open(workdir / "samples" / "step_00000002.png") as image:
+        assert image.size == (3 * 34, 2 * 34)
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "an unknown mode": (["--mode=trian"], "<train|eval|sample>"),
+    "an unknown flag": (["--modee=train"], "Unknown command line flag 'modee'"),
+    "a misspelt override": (["--config.training.stepz=3"], "'training.stepz'. Did you mean 'training.steps'?"),
+    "an override without its section": (["--config.steps=3"], "'steps'. Did you mean"),
+    "an override of a section": (["--config.model=3"], "unknown config key 'model'"),
+    "a word for a number": (["--config.training.steps=many"], "--config.training.steps=many"),
+    "a fraction for a count": (["--config.training.steps=1.5"], "--config.training.steps=1.5"),
+    "a word for a switch": (["--config.training.final_eval=maybe"], "--config.training.final_eval=maybe"),
+    "a value out of range": (["--config.training.steps=0"], "training.steps must be at least 1, got 0"),
+    "an unknown SDE": (["--config.sde.name=vpp"], "Did you mean 'vp'?"),
+    "an unknown data set": (["--config.data.name=swissroll"], "Did you mean 'swiss_roll'?"),
+    "an unknown sampler": (["--config.sampling.sampler=eular_maruyama"], "Did you mean 'euler_maruyama'?"),
+    "several at once": (["--config.sde.name=vpp", "--config.eval.rtol=nan"], "eval.rtol must be finite, got nan; sde.name"),
+    "a batch for other devices": (["--config.training.batch_size=6"], "must be a multiple of the 4 devices, got 6"),
+    "a stray word": (["train"], "unexpected argument 'train'"),
+    "stray words after --": (["--", "--mode=train"], "unexpected argument '--mode=train'"),
+    "evaluating no run": (["--mode=eval"], "no run at"),
+    "sampling no run": (["--mode=sample"], "no run at"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_gets_one_line(case, config, tmp_path):
+    flags, message = MISTAKES[case]
+    assert message in refused(tmp_path, f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags)
+
+
+FILES = {
+    "syntax": ("def get_config(:\n", "bad.py does not load: SyntaxError"),
+    "an import": ("import no_such_module\n", "bad.py, line 1 does not load: ModuleNotFoundError: No module named"),
+    "no get_config": ("x = 1\n", "'get_config'"),
+    "an exception": ("def get_config():\n    return 1 / 0\n", "line 2 does not load: ZeroDivisionError: division by zero"),
+    "a wrong type": (CONFIG.replace('"swiss_roll"', "3"), "line 7 does not load: TypeError"),
+    "a misspelt key": (CONFIG.replace("data.name", "data.nane"), 'line 7 does not load: AttributeError: Did you mean "name"'),
+    "a missing file": ("def get_config():\n    return open('/no/such')\n", "line 2 does not load: FileNotFoundError"),
+    "no return": (CONFIG.replace("return c", ""), "get_config() must return a changed base_config(), got NoneType"),
+    "another dict": (
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'seed': 1})\n",
+        "unknown or left out: data.dir",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_config_file_that_does_not_load_gets_one_line(case, tmp_path):
+    text, message = FILES[case]
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    before = list(sys.path)
+    with_dash = "--config" if case == "syntax" else "-config"
+    assert message in refused(tmp_path, with_dash, path, f"--workdir={tmp_path / 'run'}")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("flags", [["--config=no/such.py"], ["--config="], ["--config"]])
+def test_a_config_that_is_not_there(flags, tmp_path):
+    assert "no config file at" in refused(tmp_path, f"--workdir={tmp_path / 'run'}", *flags)
+
+
+def test_neither_config_nor_workdir(tmp_path):
+    assert "give --config=" in refused(tmp_path, "--mode=eval")
+
+
+def test_missing_data_are_told_before_the_workdir_is_made(tmp_path):
+    config = tmp_path / "cifar.py"
+    config.write_text(
+        "from score_sde.config import base_config\n\ndef get_config():\n    c = base_config()\n    c.model.nf = 4\n"
+        "    c.model.ch_mult, c.model.num_res_blocks, c.model.attn_resolutions = (1,), 1, ()\n    return c\n"
+    )
+    flags = [f"--config={config}", f"--config.data.dir={tmp_path / 'nowhere'}", f"--workdir={tmp_path / 'run'}"]
+    err = refused(tmp_path, *flags)
+    assert "nowhere" in err and "config.data.dir" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["eval", "sample"])
+def test_no_checkpoint_yet(mode, trained, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copy(trained / "config.json", workdir)
+    assert "no checkpoint in" in refused(tmp_path, f"--workdir={workdir}", f"--mode={mode}")
+    (workdir / "checkpoints").mkdir()
+    assert "no checkpoint in" in refused(tmp_path, f"--workdir={workdir}", f"--mode={mode}")
+
+
+def test_another_config_s_run_is_not_trained_on(run, config):
+    err = refused(run, f"--config={config}", f"--workdir={run}", "--config.training.learning_rate=0.5", "--config.seed=2")
+    assert "holds another run" in err
+    assert "training.learning_rate = 0.03 there, 0.5 here" in err and "seed = 0 there, 2 here" in err
+
+
+@pytest.mark.parametrize("mode", ["eval", "sample"])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_model_cannot_change_after_training(mode, given, run, config):
+    flags = [f"--config={config}"] if given else []
+    err = refused(run, *flags, f"--workdir={run}", f"--mode={mode}", "--config.model.features=(4,4)")
+    assert f"model.features cannot change in --mode={mode}" in err
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "sample"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_damaged_config_json(mode, given, run, config):
+    path = run / "config.json"
+    path.write_bytes(path.read_bytes()[:100])
+    flags = [f"--config={config}"] if given else []
+    err = refused(run, *flags, f"--workdir={run}", f"--mode={mode}")
+    assert "config.json is damaged" in err and "--workdir" in err
+
+
+def test_a_config_json_of_another_version(run):
+    saved = saved_config(run)
+    saved["config"]["sde"]["curl"] = 1.0
+    (run / "config.json").write_text(json.dumps(saved))
+    assert "does not know the key curl" in refused(run, f"--workdir={run}", "--mode=sample")
+
+
+def test_a_workdir_in_use(run, config):
+    with locked(run):
+        err = refused(run, f"--config={config}", f"--workdir={run}", "--config.training.steps=4")
+    assert f"in use by a running trainer (process {os.getpid()})" in err
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_workdir_that_cannot_be_made(below, config, tmp_path):
+    (tmp_path / "file").write_text("kept")  # read-only folders do not stop root
+    err = refused(tmp_path, f"--config={config}", f"--workdir={tmp_path / 'file' / below}")
+    assert "cannot write to the workdir" in err
+
+
+@pytest.mark.parametrize("mode", ["eval", "sample"])
+def test_results_that_cannot_be_written_get_one_line(mode, run):
+    folder = run / ("eval" if mode == "eval" else "samples")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_text("a file in its place")
+    code, _, err = command(f"--workdir={run}", f"--mode={mode}")
+    assert code == 1 and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
+    assert folder.read_text() == "a file in its place"
+
+
+def test_a_defect_keeps_its_traceback(run, monkeypatch):
+    from score_sde import modes
+
+    def fail(*_, **__):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(modes, "generate", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        command(f"--workdir={run}", "--mode=sample")
