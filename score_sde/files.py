@@ -34,6 +34,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
 
 
+def check_writable(directory: Path) -> None:
+    """Make `directory`, and raise WorkdirError where no file can be written in it: before hours of work, not after."""
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise WorkdirError(f"cannot write to {directory}: {error.strerror}. Make room for results there.") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; nan and infinity, which JSON lacks, become null."""
     write_bytes(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())

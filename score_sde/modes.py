@@ -14,7 +14,7 @@ from score_sde.config import ConfigError, Run, build, flatten
 from score_sde.config import get_config as saved_config
 from score_sde.evaluation.likelihood import LikelihoodReport, evaluate_likelihood, write_likelihood
 from score_sde.evaluation.samples import generate, write_samples
-from score_sde.files import WorkdirError, locked, write_json
+from score_sde.files import WorkdirError, check_writable, locked, write_json
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.loop import Interrupted, abstract_state, train
 from score_sde.training.mesh import use_host_devices
@@ -136,7 +136,7 @@ def _restore(run: Run, workdir: Path) -> tuple[Any, int]:
     """
     if not (workdir / "checkpoints").is_dir():
         raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
     if state is None:
         raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
@@ -153,6 +153,7 @@ def eval_mode(workdir: Path, config: Any) -> int:
     """Likelihood of the split that config.eval names, under the EMA weights."""
     run = prepare(config)
     params, step = _restore(run, workdir)
+    check_writable(workdir / "eval")
     report = _evaluate(run, params, step, workdir)
     print(report.line())
     print(f"step {step}; per example in {workdir / 'eval'}")
@@ -163,6 +164,7 @@ def sample_mode(workdir: Path, config: Any) -> int:
     """config.sampling.num_samples samples of the EMA weights, as an array and, where there is one, a picture."""
     run = prepare(config)
     params, step = _restore(run, workdir)
+    check_writable(workdir / "samples")
     samples = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
     written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"sample_{step:08d}")
     print(f"{len(samples)} samples of step {step}: {', '.join(str(p) for p in written)}")

@@ -103,6 +103,16 @@ def test_a_lock_ends_with_an_exception(tmp_path):
         pass
 
 
+def test_a_folder_is_known_to_be_writable_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    files.check_writable(tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(WorkdirError, match="cannot write to"):
+            files.check_writable(place)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("kept")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -31,13 +31,20 @@ def fingerprint(tree: Any) -> jax.Array:
 
 
 class Checkpoints:
-    """The checkpoints of a run in `directory`/checkpoints: the newest `keep` of them.  Use as a context manager."""
+    """The checkpoints of a run in `directory`/checkpoints: the newest `keep` of them.  Use as a context manager.
 
-    def __init__(self, directory: Path, keep: int = 2):
+    With `read_only` nothing in the directory is touched, since a trainer may be at work there.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False):
         self.path = Path(directory).resolve() / "checkpoints"
+        self.read_only = read_only
         policy = ocp.checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=policy,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(self.path, options=options)
 
@@ -69,7 +76,7 @@ class Checkpoints:
         """The newest undamaged state, shaped and sharded like `like`: arrays, or ShapeDtypeStructs with a sharding (the
         run may have had other devices).  None if there is no save.
 
-        Damaged checkpoints newer than that are reported and set aside as damaged-N.
+        Damaged checkpoints newer than that are reported, and set aside as damaged-N.
 
         Raises:
             WorkdirError: there are checkpoints and none can be read; they are left as they are.
@@ -82,8 +89,9 @@ class Checkpoints:
                 failed[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
             for bad, reason in failed.items():  # only now: where none can be read, the fault may be elsewhere
-                _log.warning("checkpoint %d is damaged and set aside as damaged-%d: %s", bad, bad, reason)
-                self._set_aside(bad)
+                _log.warning("checkpoint %d is damaged, checkpoint %d is used: %s", bad, step, reason)
+                if not self.read_only:
+                    self._set_aside(bad)
             return state
         if failed:
             step, reason = next(iter(failed.items()))

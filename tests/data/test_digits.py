@@ -39,14 +39,6 @@ def test_splits_are_disjoint():
     assert not train & test
 
 
-def test_same_as_scikit_learn():
-    bunch = pytest.importorskip("sklearn.datasets").load_digits()
-    test = np.arange(1797) % 5 == 0
-    for split, chosen in (("train", ~test), ("test", test)):
-        np.testing.assert_array_equal(everything(split)["x"][..., 0], bunch.images[chosen])
-        np.testing.assert_array_equal(everything(split)["label"], bunch.target[chosen])
-
-
 def test_unknown_split():
     with pytest.raises(ValueError, match="'train' or 'test', got 'valid'"):
         digits("valid")

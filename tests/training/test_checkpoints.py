@@ -36,6 +36,20 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
         assert_same(checkpoints.restore(jax.eval_shape(make)), state)
 
 
+def test_a_reader_touches_nothing(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make(1))
+        checkpoints.wait()
+        checkpoints.save(2, make(2))
+    _truncate(tmp_path / "checkpoints" / "2")
+    in_flight = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    in_flight.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert_same(checkpoints.restore(make(0)), make(1))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_only_the_newest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3):

@@ -1,0 +1,96 @@
+"""Samples of a perfect network have the moments of the closed form, one for each key, in readable files."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import score_sde as ss
+from score_sde.evaluation.samples import SamplingOptions, generate, write_samples
+from tests.evaluation.stub import TARGET, experiment
+
+X = np.zeros((4, 2), np.float32)
+
+
+def options(**changes):
+    return SamplingOptions(**{
+        "sampler": ss.EulerMaruyama(), "steps": 100, "t_end": None, "denoise": True, "num_samples": 3000,
+        "batch_size": 1024, **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return generate(experiment(X), {}, options(), seed=0, progress=False)
+
+
+def test_samples_have_the_moments_of_the_closed_form(samples):
+    n, mean, covariance = 3000, np.asarray(TARGET.mean), np.asarray(TARGET.covariance)
+    assert samples.shape == (n, 2) and samples.dtype == np.float32
+    # 4 standard errors, and 0.02 for the bias of 100 Euler steps of at most beta dt = 0.2
+    assert np.abs(samples.mean(0) - mean).max() < 4 * (0.3 / n) ** 0.5 + 0.02
+    assert np.abs(np.cov(samples.T) - covariance).max() < 4 * 0.3 * (2 / n) ** 0.5 + 0.02
+
+
+def test_samples_are_all_different(samples):
+    assert len(np.unique(samples, axis=0)) == len(samples)
+
+
+def test_sample_i_is_the_same_for_each_batch_and_number(samples):
+    few = generate(experiment(X), {}, options(num_samples=7, batch_size=4), seed=0, progress=False)
+    assert few.shape == (7, 2)
+    np.testing.assert_allclose(few, samples[:7], rtol=1e-5, atol=1e-5)  # 100 steps of rounding
+
+
+def test_seed_end_and_denoising_are_used():
+    some = {"num_samples": 4, "batch_size": 4}
+    e = experiment(X)
+    first = generate(e, {}, options(**some), seed=0, progress=False)
+    for changed, seed in [(options(**some), 1), (options(t_end=0.1, **some), 0), (options(steps=50, **some), 0)]:
+        assert np.abs(generate(e, {}, changed, seed=seed, progress=False) - first).min() > 0
+    noisy = generate(e, {}, options(denoise=False, **some), seed=0, progress=False)
+    assert 0 < np.abs(noisy - first).max() < 0.1  # sigma(1e-3) = 0.01
+
+
+def test_grey_levels_come_back_as_they_are_stored():
+    # N(0.5, tiny) in [-1, 1) with 16 levels is level 12: 0.5 is where it begins, and 0.56 inside
+    target = ss.Gaussian(np.array([0.56, -0.94], np.float32), np.float32(1e-6))
+    e = experiment(np.zeros((4, 2), np.uint8), target=target, levels=16)
+    found = generate(e, {}, options(num_samples=8, batch_size=8), seed=0, progress=False)
+    assert found.dtype == np.uint8 and found.tolist() == [[12, 0]] * 8
+
+
+def test_samples_that_are_not_finite_are_an_error():
+    with pytest.raises(FloatingPointError, match="samples 0 to 3 are not all finite"):
+        generate(experiment(X, broken=True), {}, options(num_samples=3, batch_size=4), seed=0, progress=False)
+
+
+def test_progress_counts_samples_not_batches(capsys):
+    generate(experiment(X), {}, options(num_samples=6, batch_size=4, steps=2), seed=0, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["4/6", "6/6"]
+
+
+@pytest.mark.parametrize(
+    "samples, levels, size",
+    [
+        (np.zeros((5, 8, 8, 1), np.uint8), 17, (3 * 34, 2 * 34)),
+        (np.zeros((5, 8, 8, 3), np.uint8), 256, (3 * 34, 2 * 34)),
+        (np.zeros((150, 8, 8, 1), np.uint8), 17, (340, 340)),  # the first 100
+        (np.ones((5, 2), np.float32), None, (384, 384)),
+    ],
+)
+def test_files_are_readable(samples, levels, size, tmp_path):
+    written = write_samples(samples, levels, tmp_path / "samples" / "step_00000001")
+    assert [p.name for p in written] == ["step_00000001.npz", "step_00000001.png"]
+    with np.load(written[0], allow_pickle=False) as found:
+        np.testing.assert_array_equal(found["samples"], samples)
+        assert found["samples"].dtype == samples.dtype
+    with Image.open(written[1]) as image:
+        image.load()
+        assert image.size == size
+
+
+def test_data_without_a_picture_make_an_array_alone(tmp_path):
+    written = write_samples(np.ones((5, 3), np.float32), None, tmp_path / "x")
+    assert [p.name for p in written] == ["x.npz"] and jax.tree.leaves(list(tmp_path.iterdir())) == written
