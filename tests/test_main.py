@@ -28,6 +28,7 @@ def get_config():
     c.training.learning_rate, c.training.warmup, c.training.ema_rate = 0.03, 0, 0.0
     c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 8, 10, 8
     c.eval.divergence, c.eval.batch_size, c.eval.num_examples = "exact", 8, 10
+    c.training.final_eval = True
     return c
 """
 
@@ -82,7 +83,8 @@ def config(tmp_path_factory):
 def trained(config, tmp_path_factory):
     """A finished run, not to be changed."""
     workdir = tmp_path_factory.mktemp("run") / "small"
-    succeed(f"--config={config}", "--mode=train", f"--workdir={workdir}")
+    out, _ = succeed(f"--config={config}", "--mode=train", f"--workdir={workdir}")
+    (workdir / "stdout").write_text(out)
     return workdir
 
 
@@ -136,6 +138,7 @@ def test_help_is_there_with_other_flags_and_without_any():
 def test_training_leaves_what_the_help_says(trained, config):
     assert {p.name for p in trained.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "samples"}
     assert logged_steps(trained) == [1, 2]
+    assert "trained 2 steps" in (trained / "stdout").read_text()
     assert (trained / "checkpoints" / "2").is_dir()
     assert {p.name for p in (trained / "samples").iterdir()} == {
         f"step_{step:08d}.{kind}" for step in (0, 2) for kind in ("npz", "png")
@@ -147,11 +150,17 @@ def test_training_leaves_what_the_help_says(trained, config):
     assert saved["devices"] == [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
 
 
-def test_evaluation_needs_no_config(run):
-    out, err = succeed(f"--workdir={run}", "--mode=eval")
+def test_training_ends_with_an_evaluation_where_asked(trained):
+    report = json.loads((trained / "eval" / "likelihood_test.json").read_text())
+    assert (report["step"], report["examples"], len(values_of(trained)["value"])) == (2, 10, 10)
+    assert f"test {report['value']:.3f} +- {report['standard_error']:.3f} nats/dim" in (trained / "stdout").read_text()
+
+
+def test_evaluation_needs_no_config_and_does_not_depend_on_the_batch(run, trained):
+    out, err = succeed(f"--workdir={run}", "--mode=eval", "--config.eval.batch_size=4")
     report = json.loads((run / "eval" / "likelihood_test.json").read_text())
     values = values_of(run)
-    assert len(values["value"]) == len(values["nfe"]) == report["examples"] == 10  # batches of 8: the last is partial
+    assert len(values["value"]) == len(values["nfe"]) == report["examples"] == 10
     assert values["converged"].all()
     assert report["value"] == pytest.approx(values["value"].mean(), rel=1e-6)
     assert report["standard_error"] == pytest.approx(values["value"].std(ddof=1) / 10**0.5, rel=1e-5)
@@ -159,14 +168,14 @@ def test_evaluation_needs_no_config(run):
     assert f"test {report['value']:.3f} +- {report['standard_error']:.3f} nats/dim (10 examples" in out
     assert "10/10" in err
     assert values["value"].std() > 0.05, "the examples differ"
-    succeed(f"--workdir={run}", "--mode=eval", "--config.eval.batch_size=4")
-    np.testing.assert_allclose(values_of(run)["value"], values["value"], atol=1e-3)  # 30 times the tolerance of a step
+    in_batches_of_8 = values_of(trained)["value"]
+    np.testing.assert_allclose(values["value"], in_batches_of_8, atol=1e-3)  # 30 times the tolerance of a step
 
 
 def test_overrides_reach_the_evaluation(run):
     succeed("--workdir", run, "--mode", "eval", "--config.eval.split=train", "--config.eval.num_examples=3")
     assert len(values_of(run, "train")["value"]) == 3
-    assert not (run / "eval" / "likelihood_test.npz").exists()
+    assert len(values_of(run, "test")["value"]) == 10, "the other split's values stay"
 
 
 def test_sampling_gives_as_many_as_asked_the_same_for_each_batch(run):
@@ -185,56 +194,45 @@ def test_sampling_gives_as_many_as_asked_the_same_for_each_batch(run):
 
 
 def test_training_goes_on_with_more_steps(run, config):
-    out, _ = succeed(f"--config={config}", f"--workdir={run}", "--config.training.steps=4")
+    out, _ = succeed(
+        f"--config={config}", f"--workdir={run}", "--config.training.steps=4", "--noconfig.training.final_eval"
+    )
     assert "trained 4 steps" in out
     assert logged_steps(run) == [1, 2, 3, 4]
     assert (run / "checkpoints" / "4").is_dir()
     saved = saved_config(run)
-    assert saved["config"]["training"]["steps"] == 4 and saved["overrides"] == {"training.steps": 4}
+    assert saved["config"]["training"]["steps"] == 4 and saved["overrides"] == {
+        "training.steps": 4,
+        "training.final_eval": False,
+    }
 
 
-def test_a_finished_run_is_left_as_it_is(run, config):
+def test_a_finished_run_is_left_as_it_is_and_needs_no_config(run):
     before = contents(run)
-    out, _ = succeed(f"--config={config}", f"--workdir={run}")
+    out, _ = succeed(f"--workdir={run}", "--config.training.final_eval=false")
     assert "trained 2 steps" in out
     after = contents(run)
     assert after.keys() == before.keys()
-    for path in before.keys() - {run / ".lock"}:
+    assert saved_config(run)["overrides"] == {"training.final_eval": False}
+    for path in before.keys() - {run / ".lock", run / "config.json"}:
         assert after[path][1] == before[path][1]
-
-
-def test_training_resumes_without_a_config(run):
-    flags = ["--config.training.steps=3", "--config.training.final_eval", "--config.eval.num_examples=3"]
-    out, _ = succeed(f"--workdir={run}", "--mode=train", *flags)
-    assert saved_config(run)["config"]["model"]["features"] == [8, 8]
-    assert logged_steps(run) == [1, 2, 3]
-    report = json.loads((run / "eval" / "likelihood_test.json").read_text())
-    assert (report["step"], report["examples"]) == (3, 3)
-    assert f"test {report['value']:.3f} +- {report['standard_error']:.3f} nats/dim" in out
 
 
 def test_a_config_that_differs_is_noted_and_the_run_s_own_holds(run, tmp_path):
     other = tmp_path / "other.py"
-    other.write_text(CONFIG.replace("(8, 8)", "(4, 4)").replace('"exact", 8, 10', '"exact", 8, 5'))
-    _, err = succeed(f"--config={other}", f"--workdir={run}", "--mode=eval", "--config.eval.batch_size=4")
+    other.write_text(CONFIG.replace("(8, 8)", "(4, 4)").replace("= 8, 10, 8", "= 8, 5, 8"))
+    _, err = succeed(f"--config={other}", f"--workdir={run}", "--mode=sample", "--config.sampling.batch_size=4")
     assert "note: using the config saved in" in err and "model.features = [8, 8] there, [4, 4] here" in err
-    assert len(values_of(run)["value"]) == 10  # of the run's config: only overrides count
+    assert len(samples_of(run)) == 10  # of the run's config: only overrides count
 
 
 def test_other_versions_are_noted(run, config):
     saved = saved_config(run)
     saved["versions"]["jax"] = "0.0.1"
     (run / "config.json").write_text(json.dumps(saved))
-    _, err = succeed(f"--config={config}", f"--workdir={run}")
+    _, err = succeed(f"--config={config}", f"--workdir={run}", "--noconfig.training.final_eval")
     assert "note: devices or versions differ" in err
     assert saved_config(run)["versions"]["jax"] == jax.__version__
-
-
-def test_the_default_workdir_has_the_name_of_the_config(config, trained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, tmp_path / "runs" / "small")
-    succeed(f"--config={config}", "--mode=sample", "--config.sampling.num_samples=2")
-    assert samples_of(tmp_path / "runs" / "small").shape == (2, 2)
 
 
 @pytest.mark.slow
@@ -244,7 +242,6 @@ def test_digits_end_to_end(tmp_path):
     c.data.name = "digits"
     c.model.name, c.model.nf, c.model.ch_mult, c.model.num_res_blocks = "unet", 4, (1,), 1
     c.model.features, c.model.embedding_dim = None, None
-    c.training.final_eval = True
     c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 2, 5, 4
     c.eval.divergence, c.eval.batch_size, c.eval.num_examples, c.eval.rtol = "hutchinson", 4, 6, 0.01
     c.training.snapshot_every = 2
@@ -321,6 +318,11 @@ def test_a_config_file_that_does_not_load_gets_one_line(case, tmp_path):
 @pytest.mark.parametrize("flags", [["--config=no/such.py"], ["--config="], ["--config"]])
 def test_a_config_that_is_not_there(flags, tmp_path):
     assert "no config file at" in refused(tmp_path, f"--workdir={tmp_path / 'run'}", *flags)
+
+
+def test_the_default_workdir_has_the_name_of_the_config(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"no run at {os.path.join('runs', 'small')}" in refused(tmp_path, f"--config={config}", "--mode=eval")
 
 
 def test_neither_config_nor_workdir(tmp_path):

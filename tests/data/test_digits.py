@@ -1,4 +1,4 @@
-"""The shipped digits against what their authors published and what scikit-learn ships."""
+"""The shipped digits against what their authors published."""
 
 import importlib
 

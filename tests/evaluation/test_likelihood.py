@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ def evaluated():
 
 def test_values_are_those_of_the_closed_form_in_the_order_of_the_split(evaluated):
     _, arrays = evaluated
-    exact = -np.asarray(TARGET.log_prob(X)) / 2
+    exact = -np.asarray(TARGET.log_prob(jnp.asarray(X))) / 2
     assert arrays["value"].shape == (N,) and arrays["converged"].all()  # 150 = 64 + 64 + 22: the rest counts too
     np.testing.assert_allclose(arrays["value"], exact, atol=PRIOR_MISMATCH)
     assert exact.std() > 20 * PRIOR_MISMATCH
@@ -65,7 +66,7 @@ def test_random_probes_belong_to_their_example():
     )
     assert len(four["value"]) == len(eight["value"]) == 10
     np.testing.assert_allclose(four["value"], eight["value"], atol=1e-4)
-    exact = -np.asarray(TARGET.log_prob(X[:10])) / 2
+    exact = -np.asarray(TARGET.log_prob(jnp.asarray(X[:10]))) / 2
     assert np.abs(four["value"] - exact).max() > 0.02, "the probes are random"  # J is not diagonal
 
 
