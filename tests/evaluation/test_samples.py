@@ -46,7 +46,7 @@ def test_seed_end_and_denoising_are_used():
     some = {"num_samples": 4, "batch_size": 4}
     e = experiment(X)
     first = generate(e, {}, options(**some), seed=0, progress=False)
-    for changed, seed in [(options(**some), 1), (options(t_end=0.1, steps=50, **some), 0)]:
+    for changed, seed in [(options(**some), 1), (options(t_end=0.1, **some), 0), (options(steps=50, **some), 0)]:
         assert np.abs(generate(e, {}, changed, seed=seed, progress=False) - first).min() > 0
     noisy = generate(e, {}, options(denoise=False, **some), seed=0, progress=False)
     assert 0 < np.abs(noisy - first).max() < 0.1  # sigma(1e-3) = 0.01
