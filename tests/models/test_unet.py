@@ -80,7 +80,11 @@ def test_attention_follows_the_height(resolution, blocks):
 
 @pytest.mark.parametrize(
     "shape, ch_mult, embedding_type",
-    [((2, 8, 8, 1), (1, 2), "fourier"), ((1, 28, 28, 1), (1, 1, 2), "positional"), ((1, 32, 16, 3), (1, 2), "fourier")],
+    [
+        ((2, 8, 8, 1), (1, 2), "fourier"),
+        pytest.param((1, 28, 28, 1), (1, 1, 2), "positional", marks=pytest.mark.slow),  # they compile for long
+        pytest.param((1, 32, 16, 3), (1, 2), "fourier", marks=pytest.mark.slow),
+    ],
 )
 def test_output_is_nearly_zero_at_first(shape, ch_mult, embedding_type):
     """The last kernel has variance 1e-10 / fan_avg and its input mean square below 1: outputs of about 1e-5."""
@@ -110,6 +114,7 @@ def test_samples_do_not_see_each_other(tiny):
     np.testing.assert_allclose(jax.jit(mapped)(x, LABEL), batched, rtol=0, atol=2e-5 * scale)
 
 
+@pytest.mark.slow
 def test_jvp_is_the_derivative(tiny):
     _, apply, params, x = tiny
     v, step = jnp.cos(5 * x), 1e-2
