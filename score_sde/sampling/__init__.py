@@ -1,8 +1,32 @@
-"""Samplers: time grids, steps, and the loop that runs them."""
+"""Samplers: time grids, plans of solvers, correctors, and the loop that runs them."""
 
 from score_sde.sampling import grids as grids
 from score_sde.sampling.adaptive import sample_adaptive as sample_adaptive
+from score_sde.sampling.adaptive import sample_sde as sample_sde
+from score_sde.sampling.correctors import AnnealedLangevin as AnnealedLangevin
+from score_sde.sampling.correctors import Corrector as Corrector
+from score_sde.sampling.correctors import Langevin as Langevin
+from score_sde.sampling.correctors import PredictorCorrector as PredictorCorrector
+from score_sde.sampling.encoding import encode as encode
+from score_sde.sampling.encoding import encode_adaptive as encode_adaptive
+from score_sde.sampling.encoding import interpolate as interpolate
 from score_sde.sampling.loop import sample as sample
+from score_sde.sampling.multistep import DEIS as DEIS
+from score_sde.sampling.multistep import DPMSolverPP as DPMSolverPP
+from score_sde.sampling.multistep import UniPC as UniPC
+from score_sde.sampling.predictors import DDIM as DDIM
+from score_sde.sampling.predictors import Ancestral as Ancestral
+from score_sde.sampling.predictors import EDMStochastic as EDMStochastic
 from score_sde.sampling.predictors import EulerMaruyama as EulerMaruyama
-from score_sde.sampling.predictors import Sampler as Sampler
+from score_sde.sampling.predictors import ReverseDiffusion as ReverseDiffusion
+from score_sde.sampling.predictors import SDEDPMSolverPP as SDEDPMSolverPP
+from score_sde.sampling.probability_flow import DPMSolver as DPMSolver
+from score_sde.sampling.probability_flow import DPMSolverPP2S as DPMSolverPP2S
+from score_sde.sampling.probability_flow import Heun as Heun
+from score_sde.sampling.probability_flow import ProbabilityFlowEuler as ProbabilityFlowEuler
+from score_sde.sampling.probability_flow import RungeKutta as RungeKutta
 from score_sde.sampling.results import Samples as Samples
+from score_sde.sampling.sampler import LinearSampler as LinearSampler
+from score_sde.sampling.sampler import Sampler as Sampler
+from score_sde.sampling.thresholding import Clipped as Clipped
+from score_sde.sampling.thresholding import DynamicThreshold as DynamicThreshold
