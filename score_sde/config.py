@@ -8,6 +8,7 @@ one message, before anything runs.
 
 import dataclasses
 import difflib
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ from score_sde import data, likelihood, models, predictions, sampling, sdes
 from score_sde.evaluation.likelihood import EvalOptions
 from score_sde.evaluation.samples import SamplingOptions
 from score_sde.objectives import times, weightings
+from score_sde.presets import PRESETS
+from score_sde.sampling import grids
 from score_sde.training.experiment import Experiment
 from score_sde.training.loop import TrainingOptions
 
@@ -60,7 +63,35 @@ TIMES = {
     "log_normal": times.LogNormal,
     "logit_normal": times.LogitNormal,
 }
-SAMPLERS = {"euler_maruyama": sampling.EulerMaruyama}
+SAMPLERS = {
+    "euler_maruyama": sampling.EulerMaruyama,
+    "reverse_diffusion": sampling.ReverseDiffusion,
+    "ancestral": sampling.Ancestral,
+    "ddim": sampling.DDIM,
+    "sde_dpm_solver_pp": sampling.SDEDPMSolverPP,
+    "edm_stochastic": sampling.EDMStochastic,
+    "probability_flow_euler": sampling.ProbabilityFlowEuler,
+    "runge_kutta": sampling.RungeKutta,
+    "heun": sampling.Heun,
+    "dpm_solver": sampling.DPMSolver,
+    "dpm_solver_pp": sampling.DPMSolverPP,
+    "dpm_solver_pp_2s": sampling.DPMSolverPP2S,
+    "deis": sampling.DEIS,
+    "unipc": sampling.UniPC,
+}
+# Beside them: no predictor at all (with a corrector), and solvers of diffrax that choose their steps.
+OTHER_SAMPLERS = {
+    "none": "No predictor: the corrector alone samples.",
+    "adaptive_ode": "Probability flow by an adaptive Runge-Kutta solver; `rtol` and `atol` in place of `steps`.",
+    "adaptive_sde": "Reverse SDE by an adaptive solver of strong order 1.5; `rtol` and `atol` in place of `steps`.",
+}
+CORRECTORS = {"langevin": sampling.Langevin, "annealed_langevin": sampling.AnnealedLangevin}
+GRIDS = {"uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "edm": grids.edm}
+CLIPS = {"none": None, "static": sampling.Clipped, "dynamic": sampling.DynamicThreshold}
+# Settings whose plain names mean something else in the section.
+SAMPLER_KEYS = {"corrector": "unipc_corrector"}
+CORRECTOR_KEYS = {"steps": "corrector_steps", "levels": "corrector_levels"}
+
 DIVERGENCES = {"hutchinson": likelihood.Hutchinson, "exact": likelihood.ExactDivergence}
 
 
@@ -90,12 +121,12 @@ def _settings(cls: type) -> dict[str, Any]:
     }
 
 
-def _section(kinds: dict[str, type], key: str, default: str) -> dict[str, Any]:
-    """A config section: the name of the kind, and every setting that any kind has, None."""
+def _section(kinds: dict[str, type], key: str, default: str, keys: dict[str, str] = {}) -> dict[str, Any]:  # noqa: B006
+    """A config section: the name of the kind, and every setting that any kind has, None; `keys` renames settings."""
     section: dict[str, Any] = {key: default}
     for cls in kinds.values():
         for name, value in _settings(cls).items():
-            section[name] = placeholder(type(value))
+            section[keys.get(name, name)] = placeholder(float if value is None else type(value))
     return section
 
 
@@ -115,7 +146,12 @@ def base_config() -> ConfigDict:
             "data": {"name": "cifar10", "dir": "data", "flip": False, "range": (-1.0, 1.0)},
             "training": {**dataclasses.asdict(TrainingOptions()), "cpu_devices": 0, "final_eval": False},
             "sampling": {
-                "sampler": "euler_maruyama", "steps": 1000, "t_end": placeholder(float), "denoise": True,
+                "preset": placeholder(str),
+                **_section(SAMPLERS, "sampler", "euler_maruyama", SAMPLER_KEYS),
+                "steps": 1000, "t_end": placeholder(float), "grid": "uniform", "grid_rho": placeholder(float),
+                "rtol": placeholder(float), "atol": placeholder(float),
+                **_section(CORRECTORS, "corrector", "none", CORRECTOR_KEYS), "corrector_first": placeholder(bool),
+                "temperature": 1.0, "clip": "none", "denoise": True,
                 "num_samples": 64, "batch_size": 64, "seed": 0,
             },
             "eval": {
@@ -179,9 +215,36 @@ class Run:
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the known name that is closest, or ''."""
-    close = difflib.get_close_matches(str(name), known, n=1)
+    """' Did you mean ...?' with the known name that is closest, or that `name` is a part of, or ''."""
+    known = list(known)
+    part = str(name).lower()
+    close = difflib.get_close_matches(str(name), known, n=1) or [k for k in known if len(part) > 2 and part in k]
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def describe_sampling() -> str:
+    """What --config.sampling can name: samplers, correctors, grids and presets, a line each with their settings."""
+
+    def first_line(thing: Any) -> str:
+        return inspect.getdoc(thing).splitlines()[0]
+
+    def settings(cls: type, keys: dict[str, str] = {}) -> str:  # noqa: B006
+        return "".join(f"  {keys.get(name, name)}={value}" for name, value in _settings(cls).items())
+
+    parts = {
+        "sampler": [(n, first_line(cls), settings(cls, SAMPLER_KEYS)) for n, cls in SAMPLERS.items()]
+        + [(n, text, "") for n, text in OTHER_SAMPLERS.items()],
+        "corrector": [(n, first_line(cls), settings(cls, CORRECTOR_KEYS)) for n, cls in CORRECTORS.items()],
+        "grid": [(n, first_line(f), "  grid_rho=7.0" if n == "edm" else "") for n, f in GRIDS.items()],
+        "preset": [(n, text, "") for n, (text, _) in PRESETS.items()],
+    }
+    lines = []
+    for key, rows in parts.items():
+        lines.append(f"--config.sampling.{key}=")
+        for name, text, known in rows:
+            lines.append(f"  {name:<23}{text}")
+            lines += [f"  {'':<23}{known.strip()}"] if known else []
+    return "\n".join(lines)
 
 
 class _Builder:
@@ -197,16 +260,23 @@ class _Builder:
         self.problems.append(f"{where} must be one of {', '.join(table)}; got {name!r}.{did_you_mean(name, table)}")
         return None
 
-    def make(self, section: str, values: ConfigDict, key: str, table: dict[str, type]) -> Any:
+    def make(
+        self,
+        section: str,
+        values: ConfigDict,
+        key: str,
+        table: dict[str, type],
+        keys: dict[str, str] = {},  # noqa: B006
+    ) -> Any:
         """The object of the kind that `values[key]` names, with the settings of `values` that are not None."""
         cls = self.choose(f"{section}.{key}", table, values[key])
         if cls is None:
             self.used[section] = set(values)  # which settings belong is not known
             return None
-        known = _settings(cls)
-        self.used.setdefault(section, set()).update({key, *known})
+        known = {name: keys.get(name, name) for name in _settings(cls)}
+        self.used.setdefault(section, set()).update({key, *known.values()})
         try:
-            return cls(**{name: values[name] for name in known if values[name] is not None})
+            return cls(**{name: values[at] for name, at in known.items() if values[at] is not None})
         except (ValueError, TypeError) as error:
             self.problems.append(f"{section}: {error}")
             return None
@@ -245,6 +315,85 @@ def _check_sizes(make: _Builder, model: ConfigDict) -> bool:
     return len(make.problems) == found
 
 
+def use_preset(config: ConfigDict, name: str, keep: Iterable[str] = ()) -> None:
+    """Set the whole sampler to what a preset of `presets.py` says, but for the keys of the section in `keep`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"sampling.preset must be one of {', '.join(PRESETS)}; got {name!r}.{did_you_mean(name, PRESETS)}"
+        )
+    values = {**base_config().sampling.to_dict(), **PRESETS[name][1], "preset": name}
+    for key in set(values) - {"num_samples", "batch_size", "seed"} - set(keep):
+        config.sampling[key] = values[key]
+
+
+def choose_sampler(config: ConfigDict, overrides: Iterable[str]) -> None:
+    """Let the command line's sampler or preset replace the config's, whose own settings then go.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    given = {key.removeprefix("sampling.") for key in overrides if key.startswith("sampling.")}
+    c = config.sampling
+    if "preset" in given and c.preset is not None:
+        use_preset(config, c.preset, given)
+    elif "sampler" in given:
+        settings = {key for key, value in base_config().sampling.items() if value is None} - {"t_end"}
+        for key in settings - given:
+            c[key] = None
+        if "corrector" not in given:
+            c.corrector = "none"
+
+
+def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_range: tuple) -> SamplingOptions:
+    """The sampling section.  Where it has problems, what is returned is of no use."""
+    make.used["sampling"] = {
+        "preset", "sampler", "steps", "grid", "corrector", "t_end", "temperature", "clip", "denoise", "num_samples",
+        "batch_size", "seed",
+    }  # fmt: skip
+    for name, least in dict(steps=1, num_samples=1, temperature=0).items():
+        make.check(c[name] >= least, f"sampling.{name} must be at least {least}, got {c[name]}")
+    if sde is not None and c.t_end is not None:
+        try:
+            sdes.check_time(sde, "sampling.t_end", c.t_end)
+        except ValueError as error:
+            make.problems.append(str(error))
+    low_high = dict(zip(("low", "high"), data_range, strict=False))
+    transform = make.choose("sampling.clip", CLIPS, c.clip)
+    transform = transform and partial(transform, **low_high)
+    common = {"t_end": c.t_end, "temperature": c.temperature, "denoise": c.denoise}
+
+    make.choose("sampling.sampler", {**SAMPLERS, **OTHER_SAMPLERS}, c.sampler)
+    if c.sampler in ("adaptive_ode", "adaptive_sde"):
+        make.used["sampling"] |= {"rtol", "atol"}
+        given = {name: c[name] for name in ("rtol", "atol") if c[name] is not None}
+        for name, value in given.items():
+            make.check(value > 0, f"sampling.{name} must be positive, got {value}")
+        make.check(c.corrector == "none", f"sampling.sampler={c.sampler} takes no corrector, got {c.corrector!r}")
+        solver = sampling.sample_adaptive if c.sampler == "adaptive_ode" else sampling.sample_sde
+        solve, steps = partial(solver, **given, **common), None
+    else:
+        predictor = make.make("sampling", c, "sampler", SAMPLERS, SAMPLER_KEYS) if c.sampler in SAMPLERS else None
+        if c.corrector != "none":
+            make.used["sampling"].add("corrector_first")
+            corrector = make.make("sampling", c, "corrector", CORRECTORS, CORRECTOR_KEYS)
+            sampler = corrector and sampling.PredictorCorrector(predictor, corrector, bool(c.corrector_first))
+        else:
+            make.check(c.sampler != "none", "sampling.sampler=none needs a sampling.corrector")
+            sampler = predictor
+        grid = make.choose("sampling.grid", GRIDS, c.grid)
+        if c.grid == "edm" and c.grid_rho is not None:
+            make.check(c.grid_rho > 0, f"sampling.grid_rho must be positive, got {c.grid_rho}")
+            grid = partial(grid, rho=c.grid_rho)
+        make.used["sampling"] |= {"grid_rho"} if c.grid == "edm" else set()
+        solve, steps = partial(sampling.sample, sampler=sampler, steps=c.steps, grid=grid, **common), c.steps
+    make.unused("sampling", c, ["sampler", "corrector", "grid"])
+    return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform)
+
+
 def build(config: ConfigDict, *, devices: int = 1) -> Run:
     """The objects of a config, for a number of devices.
 
@@ -260,7 +409,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     weighting = make.make("objective", c.objective, "weighting", WEIGHTINGS)
     law = make.make("objective", c.objective, "times", TIMES)
     divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
-    sampler = make.choose("sampling.sampler", SAMPLERS, c.sampling.sampler)
+    how_to_sample = _sampling(make, c.sampling, sde, c.data.range)
     dataset = make.choose("data.name", DATASETS, c.data.name)
     make.unused("sde", c.sde, ["name"])
     make.unused("model", c.model, ["name"])
@@ -275,8 +424,6 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     for name, size in sizes.items():
         make.check(size >= 1, f"{name} must be at least 1, got {size}")
         make.check(size % devices == 0, f"{name} must be a multiple of the {devices} devices, got {size}")
-    for name in ("steps", "num_samples"):
-        make.check(c.sampling[name] >= 1, f"sampling.{name} must be at least 1, got {c.sampling[name]}")
     for name in ("rtol", "atol"):
         make.check(c.eval[name] > 0, f"eval.{name} must be positive, got {c.eval[name]}")
     for name, seed in (("seed", c.seed), ("sampling.seed", c.sampling.seed), ("eval.seed", c.eval.seed)):
@@ -291,11 +438,6 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         and c.data.range[0] < c.data.range[1],
         f"data.range must be two rising numbers, got {c.data.range}",
     )
-    if sde is not None and c.sampling.t_end is not None:
-        try:
-            sdes.check_time(sde, "sampling.t_end", c.sampling.t_end)
-        except ValueError as error:
-            make.problems.append(str(error))
     if dataset is not None:
         shape = dataset[1]
         make.check(not c.data.flip or len(shape) == 3, f"data.flip needs images, and {c.data.name} has shape {shape}")
@@ -324,10 +466,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
             data_range=tuple(c.data.range),
         ),
         training=training,
-        sampling=SamplingOptions(
-            sampler(), c.sampling.steps, c.sampling.t_end, c.sampling.denoise, c.sampling.num_samples,
-            c.sampling.batch_size,
-        ),
+        sampling=how_to_sample,
         evaluation=EvalOptions(
             c.eval.split, c.eval.batch_size, number, divergence, c.eval.rtol, c.eval.atol
         ),

@@ -23,6 +23,7 @@ flags:
   --config.KEY=VALUE   override a value, as often as you like:
                          --config.training.steps=20000  --config.training.batch_size=64
                          --config.sampling.num_samples=256  --config.sampling.steps=500
+                         --config.sampling.sampler=unipc  --config.sampling.preset=song_ve  (all of them below)
                          --config.eval.probes=4  --config.eval.num_examples=100  --config.data.dir=PATH
                        sections: seed sde model objective data training sampling eval; score_sde/config.py lists
                        all keys with their defaults
@@ -35,6 +36,8 @@ What a run leaves in its workdir:
   samples/             EMA samples from fixed noise at every snapshot; those of --mode=sample
   eval/                likelihood.json, and the values per example
 Ctrl-C and SIGTERM save before they stop.  A GPU or TPU is used where JAX finds one.
+
+How to sample (settings with their defaults are flags too, as in --config.sampling.order=3):
 """
 
 
@@ -51,6 +54,10 @@ def main(argv: list[str]) -> int:
     """Run the mode that `argv` (without the program's name) asks for; returns the exit code."""
     if not argv or {"--help", "-h", "-help", "--helpfull"} & set(argv):
         print(HELP)
+        if argv:
+            from score_sde.config import describe_sampling  # takes a second to import
+
+            print(describe_sampling())
         return 0 if argv else 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax is talkative
@@ -130,7 +137,7 @@ def _load(file: str):
     """The config of a file, complete and locked."""
     from ml_collections import ConfigDict
 
-    from score_sde.config import base_config, flatten
+    from score_sde.config import base_config, flatten, use_preset
 
     if not Path(file).is_file():
         raise UsageError(f"no config file at {file!r}. Give --config=configs/NAME.py.")
@@ -149,6 +156,8 @@ def _load(file: str):
         raise UsageError(f"{file}: get_config() must return a changed base_config(), got {type(config).__name__}.")
     if wrong := sorted(set(flatten(config)) ^ set(flatten(base_config()))):
         raise UsageError(f"{file}: expected the keys of base_config(); unknown or left out: {', '.join(wrong)}.")
+    if config.sampling.preset is not None:
+        use_preset(config, config.sampling.preset)
     return config.lock()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from score_sde.config import ConfigError, Run, build, flatten
+from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
 from score_sde.evaluation.likelihood import LikelihoodReport, evaluate_likelihood, write_likelihood
 from score_sde.evaluation.samples import generate, write_samples
@@ -31,6 +31,17 @@ def _say(text: str) -> None:
 
 
 def settle(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
+    """The config that holds: `_of_run`, with the sampler that the command line names.
+
+    Raises: as `_of_run`; ConfigError for an unknown preset.
+    """
+    config = _of_run(mode, workdir, config, overrides)
+    with config.unlocked():
+        choose_sampler(config, overrides)
+    return config
+
+
+def _of_run(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
     """The config that holds, given the one that the run in `workdir` has.
 
     Training goes on only with the run's own settings.  Evaluation and sampling use the run's config with the overrides
@@ -106,7 +117,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
         _save_config(workdir, config, overrides)
 
         def snapshot(step: int, state) -> None:
-            samples = generate(run.experiment, state.ema, run.sampling, seed=run.sampling_seed, progress=False)
+            samples, _ = generate(run.experiment, state.ema, run.sampling, seed=run.sampling_seed, progress=False)
             written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"step_{step:08d}")
             _say(f"samples at step {step}: {written[-1]}")
 
@@ -165,7 +176,7 @@ def sample_mode(workdir: Path, config: Any) -> int:
     run = prepare(config)
     params, step = _restore(run, workdir)
     check_writable(workdir / "samples")
-    samples = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
+    samples, nfe = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
     written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"sample_{step:08d}")
-    print(f"{len(samples)} samples of step {step}: {', '.join(str(p) for p in written)}")
+    print(f"{len(samples)} samples of step {step}, {nfe.mean():.4g} NFE: {', '.join(str(p) for p in written)}")
     return 0

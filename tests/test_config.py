@@ -13,6 +13,7 @@ import score_sde as ss
 from score_sde import config as configs
 from score_sde import data, likelihood, models, modes, sampling
 from score_sde.config import ConfigError, base_config, build, flatten, get_config
+from score_sde.presets import PRESETS
 from tests.catalogue import PREDICTIONS, TIMES, WEIGHTINGS, instances
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -114,6 +115,11 @@ def classes_of(objects):
     return {type(o) for o in objects}
 
 
+def public_functions(module):
+    found = [f for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")]
+    return {f for f in found if f.__module__ == module.__name__}
+
+
 @pytest.mark.parametrize(
     "table, public",
     [
@@ -122,17 +128,19 @@ def classes_of(objects):
         (configs.WEIGHTINGS, classes_of(WEIGHTINGS)),
         (configs.TIMES, classes_of(TIMES)),
         (configs.DIVERGENCES, classes_of(instances(likelihood, likelihood.Divergence))),
-        (configs.SAMPLERS, classes_of(instances(sampling, sampling.Sampler))),
+        (configs.SAMPLERS, classes_of(instances(sampling, sampling.Sampler)) - {ss.PredictorCorrector}),
+        (configs.CORRECTORS, classes_of(instances(sampling, sampling.Corrector))),
+        (configs.GRIDS, public_functions(ss.grids)),
         (configs.MODELS, {m for m in vars(models).values() if inspect.isclass(m) and issubclass(m, nn.Module)}),
     ],
-    ids="sdes predictions weightings times divergences samplers models".split(),
+    ids="sdes predictions weightings times divergences samplers correctors grids models".split(),
 )
 def test_every_public_class_has_a_name(table, public):
     assert public and set(table.values()) == public
 
 
 def test_every_data_set_has_a_name():
-    toys = [n for n, f in vars(data.toys).items() if inspect.isfunction(f) and not n.startswith("_")]
+    toys = {f.__name__ for f in public_functions(data.toys)}
     assert len(toys) >= 4 and {*toys, "digits", "cifar10"} == set(configs.DATASETS)
 
 
@@ -148,13 +156,16 @@ def test_the_table_of_data_sets_is_true(name):
     ("sde", "name", configs.SDES), ("objective", "prediction", configs.PREDICTIONS),
     ("objective", "weighting", configs.WEIGHTINGS), ("objective", "times", configs.TIMES),
     ("eval", "divergence", configs.DIVERGENCES), ("sampling", "sampler", configs.SAMPLERS),
+    ("sampling", "corrector", configs.CORRECTORS),
 ])  # fmt: skip
 def test_each_name_builds_its_class(section, key, table):
     for name, kind in table.items():
         run = build(toy(**{f"{section}__{key}": name}))
         e = run.experiment
         built = {"name": e.sde, "prediction": e.prediction, "weighting": e.weighting, "times": e.times}
-        built |= {"divergence": run.evaluation.divergence, "sampler": run.sampling.sampler}
+        sampler = run.sampling.solve.keywords["sampler"]
+        built |= {"divergence": run.evaluation.divergence, "sampler": sampler}
+        built |= {"corrector": getattr(sampler, "corrector", None)}
         assert type(built[key]) is kind
 
 
@@ -163,7 +174,7 @@ def test_settings_arrive():
         toy(
             sde__name="ve", sde__sigma_max=7.0, model__features=(8, 4), objective__prediction="edm",
             objective__sigma_data=0.7, objective__times="log_normal", objective__mean=-1.0, eval__probes=3,
-            eval__rtol=1e-3, eval__split="train", sampling__steps=11, sampling__t_end=0.01, training__clip_norm=0.5,
+            eval__rtol=1e-3, eval__split="train", sampling__t_end=0.01, training__clip_norm=0.5,
             seed=5, eval__seed=6, sampling__seed=7,
         )
     )  # fmt: skip
@@ -171,8 +182,72 @@ def test_settings_arrive():
     assert (e.sde.sigma_min, e.sde.sigma_max, e.network.features) == (0.01, 7.0, (8, 4))
     assert (e.prediction.sigma_data, e.times.mean, e.times.std) == (0.7, -1.0, 1.2)
     assert (run.evaluation.divergence.probes, run.evaluation.rtol, run.evaluation.split) == (3, 1e-3, "train")
-    assert (run.sampling.steps, run.sampling.t_end, run.training.clip_norm) == (11, 0.01, 0.5)
+    assert (run.sampling.solve.keywords["t_end"], run.training.clip_norm) == (0.01, 0.5)
     assert (run.seed, run.eval_seed, run.sampling_seed) == (5, 6, 7)
+
+
+def sampler_of(**settings):
+    """(function, its arguments, transform) that a sampling section stands for."""
+    options = build(toy(**{f"sampling__{k}": v for k, v in settings.items()})).sampling
+    return options.solve.func, options.solve.keywords, options.transform
+
+
+def test_settings_of_samplers_arrive():
+    solve, given, transform = sampler_of(
+        sampler="unipc", order=2, unipc_corrector=False, bh=1, published=True, steps=7, temperature=0.5, denoise=False,
+        grid="edm", grid_rho=5.0, corrector="langevin", snr=0.2, corrector_steps=3, corrector_levels=100.0,
+        batch_norm=True, corrector_first=True, clip="dynamic",
+    )  # fmt: skip
+    assert solve is ss.sample
+    assert given["sampler"] == ss.PredictorCorrector(
+        ss.UniPC(2, False, 1, published=True), ss.Langevin(0.2, 100.0, 3, batch_norm=True), corrector_first=True
+    )
+    assert (given["steps"], given["temperature"], given["denoise"]) == (7, 0.5, False)
+    assert given["grid"].func is ss.grids.edm and given["grid"].keywords == {"rho": 5.0}
+    assert transform.func is ss.DynamicThreshold and transform.keywords == {"low": -1.0, "high": 1.0}
+
+
+def test_a_corrector_may_sample_alone_and_no_clip_is_no_transform():
+    _, given, transform = sampler_of(sampler="none", corrector="annealed_langevin")
+    assert given["sampler"] == ss.PredictorCorrector(None, ss.AnnealedLangevin()) and transform is None
+
+
+@pytest.mark.parametrize("name, solve", [("adaptive_ode", ss.sample_adaptive), ("adaptive_sde", ss.sample_sde)])
+def test_adaptive_solvers_take_tolerances(name, solve):
+    found, given, _ = sampler_of(sampler=name, rtol=1e-3, t_end=0.1)
+    assert found is solve and given == {"rtol": 1e-3, "t_end": 0.1, "temperature": 1.0, "denoise": True}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_the_whole_sampler(name):
+    c = toy(sampling__sampler="unipc", sampling__order=2, sampling__num_samples=3, sampling__clip="static")
+    configs.use_preset(c, name)
+    assert c.sampling.num_samples == 3 and c.sampling.clip == "none"
+    values = PRESETS[name][1]
+    assert {k: c.sampling[k] for k in values} == values
+    build(c)
+
+
+def test_the_command_line_wins_over_its_preset():
+    c = toy(sampling__preset="song_ve", sampling__snr=0.1, sampling__order=3)
+    configs.choose_sampler(c, {"sampling.preset": "song_ve", "sampling.snr": 0.1})
+    assert (c.sampling.sampler, c.sampling.snr, c.sampling.order) == ("reverse_diffusion", 0.1, None)
+
+
+def test_another_sampler_on_the_command_line_drops_the_settings_of_the_config_s():
+    c = toy(sampling__steps=33, sampling__grid="log_snr")
+    configs.use_preset(c, "song_ve")
+    c.sampling.sampler, c.sampling.order, c.sampling.steps = "unipc", 2, 33
+    configs.choose_sampler(c, {"sampling.sampler": "unipc", "sampling.order": 2})
+    assert (c.sampling.order, c.sampling.corrector, c.sampling.snr, c.sampling.preset) == (2, "none", None, None)
+    assert c.sampling.steps == 33
+    build(c)
+
+
+def test_what_can_be_named_is_described():
+    text = configs.describe_sampling()
+    for table in (configs.SAMPLERS, configs.OTHER_SAMPLERS, configs.CORRECTORS, configs.GRIDS, PRESETS):
+        assert all(f"\n  {name} " in text for name in table)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -188,6 +263,17 @@ REFUSED = [  # key, value, part of the message
     ("objective__times", "log-normal", "Did you mean 'log_normal'?"),
     ("eval__divergence", "Exact", "Did you mean 'exact'?"),
     ("sampling__sampler", "euler-maruyama", "Did you mean 'euler_maruyama'?"),
+    ("sampling__sampler", "euler", "Did you mean 'euler_maruyama'?"),
+    ("sampling__sampler", "none", "sampling.sampler=none needs a sampling.corrector"),
+    ("sampling__order", 3, "sampling.order is not a setting of sampler=euler_maruyama, corrector=none, grid=uniform"),
+    ("sampling__snr", 0.2, "sampling.snr is not a setting of"),
+    ("sampling__corrector", "langevn", "Did you mean 'langevin'?"),
+    ("sampling__corrector_first", True, "sampling.corrector_first is not a setting of"),
+    ("sampling__grid", "logsnr", "Did you mean 'log_snr'?"),
+    ("sampling__grid_rho", 7.0, "sampling.grid_rho is not a setting of"),
+    ("sampling__clip", "dynamics", "Did you mean 'dynamic'?"),
+    ("sampling__temperature", -1.0, "sampling.temperature must be at least 0, got -1.0"),
+    ("sampling__rtol", 1e-3, "sampling.rtol is not a setting of"),
     ("data__name", "swissroll", "Did you mean 'swiss_roll'?"),
     ("data__name", "qqq", "got 'qqq'."),
     ("sde__sigma_min", 0.01, "sde.sigma_min is not a setting of name=vp"),
@@ -245,6 +331,28 @@ def test_values_that_make_no_sense_are_refused(key, value, message):
         build(toy(**{key: value}))
     assert message in str(error.value)
     assert "\n" not in str(error.value) and not str(error.value).endswith("?.")
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(sampler="unipc", order=4), "UniPC: order must be one of 1, 2, 3; got 4"),
+    (dict(sampler="ddim", eta=1.5), "DDIM: eta must be in [0, 1], got 1.5"),
+    (dict(sampler="edm_stochastic", s_min=3.0, s_max=2.0), "s_min must not exceed s_max"),
+    (dict(corrector="langevin", snr=-0.1), "Langevin: snr must be at least 0, got -0.1"),
+    (dict(corrector="langevin", corrector_steps=0), "Langevin: steps must be at least 1, got 0"),
+    (dict(sampler="adaptive_ode", rtol=0.0), "sampling.rtol must be positive, got 0.0"),
+    (dict(sampler="adaptive_sde", corrector="langevin"), "sampler=adaptive_sde takes no corrector, got 'langevin'"),
+    (dict(sampler="adaptive_ode", order=3), "sampling.order is not a setting of sampler=adaptive_ode"),
+    (dict(grid="edm", grid_rho=0.0), "sampling.grid_rho must be positive, got 0.0"),
+])  # fmt: skip
+def test_samplers_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ConfigError) as error:
+        sampler_of(**settings)
+    assert message in str(error.value)
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ConfigError, match="Did you mean 'song_vp'"):
+        configs.use_preset(toy(), "song_pv")
 
 
 @pytest.mark.parametrize("key, value, message", [

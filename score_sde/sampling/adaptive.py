@@ -14,7 +14,7 @@ from score_sde import trees
 from score_sde.arrays import fold_in, sample_keys
 from score_sde.flow import rms, single_sample, solve
 from score_sde.sampling import grids
-from score_sde.sampling.loop import PRIOR, check_shape, make_times, start_from_prior
+from score_sde.sampling.loop import PRIOR, check_shape, denoised, make_times, start_from_prior
 from score_sde.sampling.results import Samples
 from score_sde.sdes import AffineSDE, Score, check_time
 from score_sde.trees import Number, is_concrete
@@ -32,6 +32,7 @@ def sample_adaptive(
     t_end: Number | None = None,
     x_init: Array | None = None,
     temperature: Number = 1.0,
+    denoise: bool = False,
     solver: Any = None,
     max_steps: int = 4096,
 ) -> Samples:
@@ -52,12 +53,12 @@ def sample_adaptive(
     check_time(sde, "t_end", t_end)
     check_shape(x_init, shape)
     return _solve_flow(
-        key, tuple(shape), sde, score, x_init, temperature, t_start, t_end, rtol, atol, solver, max_steps
+        key, tuple(shape), sde, score, x_init, temperature, denoise, t_start, t_end, rtol, atol, solver, max_steps
     ).raise_if_bad()
 
 
 @trees.jit
-def _solve_flow(key, shape, sde, score, x, temperature, t_start, t_end, rtol, atol, solver, max_steps):
+def _solve_flow(key, shape, sde, score, x, temperature, denoise, t_start, t_end, rtol, atol, solver, max_steps):
     if x is None:
         x = start_from_prior(sde, sample_keys(key, shape[0]), shape, t_start, temperature)
     velocity = single_sample(lambda x, t: sde.flow_drift(score, x, t))
@@ -68,9 +69,11 @@ def _solve_flow(key, shape, sde, score, x, temperature, t_start, t_end, rtol, at
             rtol=rtol, atol=atol, norm=rms, solver=solver, max_steps=max_steps,
         )  # fmt: skip
         good = stats.converged & jnp.all(jnp.isfinite(x))
-        return x, stats.nfe, jnp.where(good, -1, stats.steps)
+        return x, stats.nfe, jnp.where(good, -1, stats.steps), stats.steps
 
-    return Samples(*jax.vmap(one)(x))
+    x, nfe, first_bad, steps = jax.vmap(one)(x)
+    out = Samples(x, nfe, first_bad)
+    return denoised(sde, score, out, jnp.asarray(t_end, x.dtype), steps) if denoise else out
 
 
 def sample_sde(
@@ -88,6 +91,7 @@ def sample_sde(
     t_end: Number | None = None,
     x_init: Array | None = None,
     temperature: Number = 1.0,
+    denoise: bool = False,
     resolution: Number = 2.0**-14,
     max_steps: int = 4096,
 ) -> Samples:
@@ -128,14 +132,14 @@ def sample_sde(
         check_time(sde, "t_end", t_end)
     check_shape(x_init, shape)
     return _solve_sde(
-        key, tuple(shape), sde, score, x_init, temperature, t_start, t_end, times, rtol, atol, solver, resolution,
-        max_steps,
+        key, tuple(shape), sde, score, x_init, temperature, denoise, t_start, t_end, times, rtol, atol, solver,
+        resolution, max_steps,
     ).raise_if_bad()  # fmt: skip
 
 
 @trees.jit
 def _solve_sde(
-    key, shape, sde, score, x, temperature, t_start, t_end, times, rtol, atol, solver, resolution, max_steps
+    key, shape, sde, score, x, temperature, denoise, t_start, t_end, times, rtol, atol, solver, resolution, max_steps
 ):  # fmt: skip
     import diffrax
     import lineax
@@ -179,7 +183,9 @@ def _solve_sde(
         )  # fmt: skip
         end, taken = solution.ys[0].reshape(x.shape), solution.stats["num_steps"]
         good = (solution.result == diffrax.RESULTS.successful) & jnp.all(jnp.isfinite(end))
-        return end, taken * stages, jnp.where(good, -1, taken)
+        return end, taken * stages, jnp.where(good, -1, taken), taken
 
     # The path must not share draws with the starting point.
-    return Samples(*jax.vmap(one)(fold_in(keys, PRIOR - 1), x))
+    x, nfe, first_bad, taken = jax.vmap(one)(fold_in(keys, PRIOR - 1), x)
+    out = Samples(x, nfe, first_bad)
+    return denoised(sde, score, out, jnp.asarray(t_end, x.dtype), taken) if denoise else out

@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from score_sde.arrays import expand, sum_event
+from score_sde.sampling.predictors import ReverseDiffusion
 from score_sde.sampling.sampler import Draw, Row, Sampler, State, check_range, one_row_per_step
 from score_sde.sdes import AffineSDE, Score, evaluate
 from score_sde.trees import Frozen, Number, static
@@ -96,8 +97,8 @@ class PredictorCorrector(Sampler):
         not corrected).
     """
 
-    predictor: Sampler | None
-    corrector: Corrector
+    predictor: Sampler | None = ReverseDiffusion()
+    corrector: Corrector = Langevin()
     corrector_first: bool = static(False)
 
     def plan(self, sde, times):

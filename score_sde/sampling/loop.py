@@ -90,6 +90,13 @@ def sample(
     ).raise_if_bad()
 
 
+def denoised(sde: AffineSDE, score: Score, out: Samples, t: Array, step: Array | int) -> Samples:
+    """`out` with x replaced by the posterior mean of the data at time t (a scalar); `step` numbers this evaluation."""
+    t = jnp.full(out.x.shape[:1], t)
+    x = ScorePrediction().data_and_noise(sde, evaluate(score, out.x, t), out.x, t)[0]
+    return Samples(x, out.nfe + 1, track_first_bad(out.first_bad_step, x, step), out.trajectory)
+
+
 def solve_from(sde: AffineSDE, score: Score, x: Array, sampler: Sampler, times: Array) -> Samples:
     """The state at the end of any monotonic `times` from x at their start, without noise."""
     return _solve(jax.random.key(0), x.shape, sde, score, sampler, times, x, 0.0, False, None, None).raise_if_bad()
@@ -155,11 +162,8 @@ def _solve(key, shape, sde, score, sampler, times, x, temperature, denoise, traj
     if x is None:
         x = start_from_prior(sde, keys, shape, times[0], temperature)
     x, nfe, first_bad, states = march(sde, score, sampler, times, x, draw, trajectory, progress)
-    if denoise:
-        t = jnp.full(x.shape[:1], times[-1])
-        x, nfe = ScorePrediction().data_and_noise(sde, evaluate(score, x, t), x, t)[0], nfe + 1
-        first_bad = track_first_bad(first_bad, x, times.size - 1)
-    return Samples(x, jnp.full(x.shape[:1], nfe), first_bad, states)
+    out = Samples(x, jnp.full(x.shape[:1], nfe), first_bad, states)
+    return denoised(sde, score, out, times[-1], times.size - 1) if denoise else out
 
 
 def march(

@@ -50,8 +50,8 @@ def multistep(
     if singles and steps.size:
         alone = head[:singles]
         blocks.append(singlestep(form, sde, at[alone], at[alone + 1], alone, singles + 1))
-    for n in head[singles:]:
-        blocks.append(block(np.array([n]), min(int(n) + 1, order), correct is not None and n > singles))
+    for n in range(singles, head.size):
+        blocks.append(block(head[n : n + 1], min(n + 1, order), correct is not None and n > singles))
     if steps.size > head.size:
         blocks.append(block(steps[head.size :], order, correct is not None))
     return chain(blocks)

@@ -11,6 +11,7 @@ x is the state at the start of the step and y the point of the next evaluation; 
 alone.  So the network occurs once in the compiled program, whatever the solver and its number of stages.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax import Array
 from jaxtyping import Float
 
 from score_sde.sdes import AffineSDE, Score, evaluate
-from score_sde.trees import Frozen
+from score_sde.trees import Frozen, Number
 
 State = Float[Array, "b ..."]
 Draw = Callable[[int | Array], Array]  # draw(k): the k-th standard normal array like x that belongs to a row
@@ -86,13 +87,19 @@ class Sampler(Frozen):
         """What is remembered between rows, before the first."""
         return ()
 
+    @abstractmethod
     def advance(self, sde: AffineSDE, score: Score, x: State, memory: Any, row: Row, draw: Draw) -> tuple[State, Any]:
         """(x, memory) after a row; `row.t` and the rest are scalars here."""
         raise TypeError(f"{type(self).__name__} must define advance")
 
 
 class LinearSampler(Sampler):
-    """A sampler that is its plan: subclasses define `plan`, which returns a LinearRow."""
+    """A sampler that is its plan."""
+
+    @abstractmethod
+    def plan(self, sde: AffineSDE, times: Float[Array, " n"]) -> LinearRow:
+        """The rows, with their coefficients, of a grid of times."""
+        raise TypeError(f"{type(self).__name__} must define plan")
 
     def start(self, x, plan):
         staged = not np.all(plan.last)
@@ -122,7 +129,7 @@ def one_row_per_step(times: Float[Array, " n"]) -> Row:
     return Row(times[:-1], times[1:], steps, always, always)
 
 
-def check_range(sampler: Frozen, name: str, low: float, high: float) -> None:
+def check_range(sampler: Frozen, name: str, low: Number, high: Number) -> None:
     """Raise ValueError where a setting lies outside [low, high]."""
     value = np.asarray(getattr(sampler, name))
     if not np.all((value >= low) & (value <= high)):

@@ -1,27 +1,33 @@
 """Samples of a perfect network have the moments of the closed form, one for each key, in readable files."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import score_sde as ss
-from score_sde.evaluation.samples import SamplingOptions, generate, write_samples
+from score_sde.evaluation import samples as samples_room
+from score_sde.evaluation.samples import SamplingOptions, write_samples
+from score_sde.evaluation.samples import generate as generate_with_nfe
 from tests.evaluation.stub import TARGET, experiment
 
 X = np.zeros((4, 2), np.float32)
 
 
-def options(**changes):
-    return SamplingOptions(**{
-        "sampler": ss.EulerMaruyama(), "steps": 100, "t_end": None, "denoise": True, "num_samples": 3000,
-        "batch_size": 1024, **changes,
-    })  # fmt: skip
+def options(*, num_samples=3000, batch_size=1024, transform=None, steps=100, **changes):
+    solve = partial(ss.sample, **{"sampler": ss.EulerMaruyama(), "steps": steps, "denoise": True, **changes})
+    return SamplingOptions(solve, num_samples, batch_size, steps, transform)
+
+
+def generate(*args, progress=False, **kwargs):
+    return generate_with_nfe(*args, progress=progress, **kwargs)[0]
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return generate(experiment(X), {}, options(), seed=0, progress=False)
+    return generate(experiment(X), {}, options(), seed=0)
 
 
 def test_samples_have_the_moments_of_the_closed_form(samples):
@@ -37,7 +43,7 @@ def test_samples_are_all_different(samples):
 
 
 def test_sample_i_is_the_same_for_each_batch_and_number(samples):
-    few = generate(experiment(X), {}, options(num_samples=7, batch_size=4), seed=0, progress=False)
+    few = generate(experiment(X), {}, options(num_samples=7, batch_size=4), seed=0)
     assert few.shape == (7, 2)
     np.testing.assert_allclose(few, samples[:7], rtol=1e-5, atol=1e-5)  # 100 steps of rounding
 
@@ -45,10 +51,10 @@ def test_sample_i_is_the_same_for_each_batch_and_number(samples):
 def test_seed_end_and_denoising_are_used():
     some = {"num_samples": 4, "batch_size": 4}
     e = experiment(X)
-    first = generate(e, {}, options(**some), seed=0, progress=False)
+    first = generate(e, {}, options(**some), seed=0)
     for changed, seed in [(options(**some), 1), (options(t_end=0.1, **some), 0), (options(steps=50, **some), 0)]:
-        assert np.abs(generate(e, {}, changed, seed=seed, progress=False) - first).min() > 0
-    noisy = generate(e, {}, options(denoise=False, **some), seed=0, progress=False)
+        assert np.abs(generate(e, {}, changed, seed=seed) - first).min() > 0
+    noisy = generate(e, {}, options(denoise=False, **some), seed=0)
     assert 0 < np.abs(noisy - first).max() < 0.1  # sigma(1e-3) = 0.01
 
 
@@ -56,13 +62,52 @@ def test_grey_levels_come_back_as_they_are_stored():
     # N(0.5, tiny) in [-1, 1) with 16 levels is level 12: 0.5 is where it begins, and 0.56 inside
     target = ss.Gaussian(np.array([0.56, -0.94], np.float32), np.float32(1e-6))
     e = experiment(np.zeros((4, 2), np.uint8), target=target, levels=16)
-    found = generate(e, {}, options(num_samples=8, batch_size=8), seed=0, progress=False)
+    found = generate(e, {}, options(num_samples=8, batch_size=8), seed=0)
     assert found.dtype == np.uint8 and found.tolist() == [[12, 0]] * 8
 
 
 def test_samples_that_are_not_finite_are_an_error():
     with pytest.raises(FloatingPointError, match="samples 0 to 3 are not all finite"):
-        generate(experiment(X, broken=True), {}, options(num_samples=3, batch_size=4), seed=0, progress=False)
+        generate(experiment(X, broken=True), {}, options(num_samples=3, batch_size=4), seed=0)
+
+
+@pytest.mark.parametrize(
+    "solve, steps, most",
+    [
+        (partial(ss.sample, sampler=ss.UniPC(), steps=9, grid=ss.grids.log_snr), 9, 13),
+        (partial(ss.sample_adaptive, rtol=1e-3, atol=1e-3), None, 200),
+        (partial(ss.sample_sde, rtol=1e-1, atol=1e-1, resolution=2**-8), None, 500),
+    ],
+    ids=["steps", "adaptive_ode", "adaptive_sde"],
+)
+def test_any_solver_samples_and_its_evaluations_are_counted(solve, steps, most):
+    x, nfe = generate_with_nfe(experiment(X), {}, SamplingOptions(solve, 6, 4, steps), seed=0, progress=True)
+    assert x.shape == (6, 2) and nfe.shape == (6,) and 0 < nfe.min() and nfe.max() <= most
+    assert np.abs(x - np.asarray(TARGET.mean)).max() < 5 * 0.3**0.5  # 5 standard deviations
+
+
+def test_a_transform_acts_on_the_score():
+    clip = partial(ss.Clipped, low=-0.1, high=0.1)
+    found = generate(experiment(X), {}, options(num_samples=8, batch_size=8, transform=clip), seed=0)
+    assert np.abs(found).max() <= 0.1 + 1e-6  # denoised: the clipped prediction itself
+
+
+def test_a_second_call_compiles_nothing():
+    e, o = experiment(X), options(num_samples=4, batch_size=4, steps=3)
+    generate(e, {}, o, seed=0)
+    run, _ = samples_room._compiled(e, o)
+    assert samples_room._compiled(e, o)[0] is run
+
+
+def test_progress_within_a_batch_is_shown_now_and_then(capsys):
+    o = options(num_samples=6, batch_size=4, steps=100)
+    bar = samples_room.Progress("sample", 6)
+    watch = samples_room._within_batch(bar, 4, o, pause=0.0)
+    for step in (50, 30, 100):  # callbacks may arrive out of order
+        watch(step)
+    assert [line.split()[1:4] for line in capsys.readouterr().err.splitlines()] == [
+        ["5/6", "step", "50/100"], ["5/6", "step", "100/100"],
+    ]  # fmt: skip
 
 
 def test_progress_counts_samples_not_batches(capsys):
