@@ -296,7 +296,7 @@ _add_d("KDPM2", 2, "KDPM2Discrete", "DPMSolver(order=2)", output="noise", vp=Fal
 for _q in range(1, 5):
     _ours = f"DEIS(order={_q}, variable='rho', published=True)"
     _add_d(f"LMS-{_q}", _q, "LMSDiscrete", _ours, output="noise", vp=False, options={"order": _q})
-_add_d("IPNDM", 4, "IPNDM", output="velocity", prepare=_ipndm)
+_add_d("IPNDM", 4, "IPNDM", "IPNDM(order=4)", output="velocity", prepare=_ipndm)
 _add_d("PNDM", 4, "PNDM", output="noise", prepare=_pndm, skip_prk_steps=True)
 
 for _q, _ours in enumerate(["DDIM()", "DPMSolverPP(order=2)", "DPMSolverPP(order=3, published=True)"], start=1):

@@ -24,6 +24,7 @@ from score_sde.predictions import Network as Network
 from score_sde.predictions import PredictedScore as PredictedScore
 from score_sde.sampling import DDIM as DDIM
 from score_sde.sampling import DEIS as DEIS
+from score_sde.sampling import IPNDM as IPNDM
 from score_sde.sampling import Ancestral as Ancestral
 from score_sde.sampling import AnnealedLangevin as AnnealedLangevin
 from score_sde.sampling import Clipped as Clipped
@@ -43,6 +44,7 @@ from score_sde.sampling import ReverseDiffusion as ReverseDiffusion
 from score_sde.sampling import RungeKutta as RungeKutta
 from score_sde.sampling import Sampler as Sampler
 from score_sde.sampling import Samples as Samples
+from score_sde.sampling import SASolver as SASolver
 from score_sde.sampling import SDEDPMSolverPP as SDEDPMSolverPP
 from score_sde.sampling import UniPC as UniPC
 from score_sde.sampling import encode as encode

@@ -78,6 +78,8 @@ SAMPLERS = {
     "dpm_solver_pp_2s": sampling.DPMSolverPP2S,
     "deis": sampling.DEIS,
     "unipc": sampling.UniPC,
+    "sa_solver": sampling.SASolver,
+    "ipndm": sampling.IPNDM,
 }
 # Beside them: no predictor at all (with a corrector), and solvers of diffrax that choose their steps.
 OTHER_SAMPLERS = {

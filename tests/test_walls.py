@@ -33,7 +33,7 @@ MATHS = FLOW | {"objectives", "sampling", "likelihood", "guidance"}
 ANYTHING = MATHS | {"__init__", "models", "weights", "files", "data", "training", "evaluation", "plots"}
 
 JAX = {"jax", "numpy", "jaxtyping"}
-ODE = {"diffrax"}
+ODE = {"diffrax", "lineax"}  # lineax: the linear operators that diffrax takes, and installs
 TRAIN = {"flax", "optax", "orbax", "absl"}
 IMAGES = {"PIL", "tqdm"}
 CONFIG = {"ml_collections", "absl"}
@@ -63,7 +63,8 @@ WALLS = {
     "evaluation":  Room(ANYTHING,                JAX | TRAIN | IMAGES,                   {"tensorboardX"}),
     "plots":       Room(set(),                   {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
-    "config":      Room(ANYTHING,                JAX | {"flax", "optax"} | CONFIG),
+    "presets":     Room(set(),                   set()),
+    "config":      Room(ANYTHING | {"presets"},  JAX | {"flax", "optax"} | CONFIG),
     "modes":       Room(ANYTHING | {"config"},   {"jax"}),
     "main":        Room(ANYTHING | {"config", "modes"}, CONFIG),
 }  # fmt: skip

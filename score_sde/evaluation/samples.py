@@ -98,10 +98,11 @@ def generate(
 
 def _within_batch(bar: Progress, first: int, options: SamplingOptions, *, pause: float = 5.0) -> Callable[[int], None]:
     """Report the share of a batch's steps that is done, at most every `pause` seconds and never backwards."""
-    seen, last = 0, time.monotonic()
+    seen, last = 0, None  # the clock starts with the first step: what is before it compiles
 
     def watch(step: int) -> None:
         nonlocal seen, last
+        last = time.monotonic() if last is None else last
         if step > seen and time.monotonic() - last > pause:
             seen, last = step, time.monotonic()
             done = min(first + options.batch_size * step // options.steps, options.num_samples - 1)

@@ -12,7 +12,9 @@ from score_sde.sampling.encoding import encode_adaptive as encode_adaptive
 from score_sde.sampling.encoding import interpolate as interpolate
 from score_sde.sampling.loop import sample as sample
 from score_sde.sampling.multistep import DEIS as DEIS
+from score_sde.sampling.multistep import IPNDM as IPNDM
 from score_sde.sampling.multistep import DPMSolverPP as DPMSolverPP
+from score_sde.sampling.multistep import SASolver as SASolver
 from score_sde.sampling.multistep import UniPC as UniPC
 from score_sde.sampling.predictors import DDIM as DDIM
 from score_sde.sampling.predictors import Ancestral as Ancestral

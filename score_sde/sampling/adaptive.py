@@ -168,7 +168,7 @@ def _solve_sde(
 
         path = diffrax.VirtualBrownianTree(
             jnp.zeros_like(length), length, resolution * length, jax.ShapeDtypeStruct((x.size,), x.dtype), key,
-            levy_area=diffrax.SpaceTimeLevyArea if additive else diffrax.BrownianIncrement,
+            levy_area=diffrax.SpaceTimeLevyArea,  # for every solver: another kind would be another path
         )  # fmt: skip
         if times is None:
             # PI control: the error of an SDE solver is too rough for the memoryless rule.

@@ -60,8 +60,9 @@ class Langevin(Corrector):
     on its batch mates (those on its device).
 
     For images: the rule is unbounded where the score vanishes, which in few dimensions it does.  On an exact VE
-    Gaussian with snr 0.16 the variance is wrong by a factor of 8e4 in 1 dimension, 28 in 2, 1.6 in 8, 1.1 in 64; use
-    AnnealedLangevin there.  In many dimensions it tends to 1/(1 - snr^2): a fixed snr leaves a bias.
+    Gaussian with snr 0.16 the variance is wrong by orders of magnitude in 1 and 2 dimensions, by a factor of 1.6 in 8
+    and 1.1 in 64; use AnnealedLangevin there.  In many dimensions it tends to 1 + snr^2 times what it should be: a
+    fixed snr leaves a bias.
 
     snr: signal-to-noise ratio.
     levels: where given, alpha = 1 - beta(t)/levels for VP, the published form with that many discrete levels; for any

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from score_sde.sampling.sampler import LinearRow
 from score_sde.sdes import AffineSDE
-from score_sde.trees import Frozen
+from score_sde.trees import Frozen, Number
 
 Values = Float[Array, " n"]
 
@@ -111,18 +111,35 @@ class NoiseForm(Form):
 
 
 class DataForm(Form):
+    """With noise of strength `tau`: the exact step of the reverse SDE whose marginals are the flow's (Xue et al. 2023).
+
+    x' = (sigma'/sigma) e^(-tau^2 h) x + (1 + tau^2) alpha' * integral of e^((1 + tau^2)(u - h)) D
+         + sigma' sqrt(1 - e^(-2 tau^2 h)) z
+    """
+
+    tau: Number = 0.0
+
+    def _noise_h(self, h):
+        return jnp.where(self.tau == 0, 0, self.tau**2 * h)  # 0 * infinity, where the last step ends without noise
+
     def gains(self, at):
         return 1 / at.alpha, at.sigma**2 / at.alpha
 
     def decay(self, now, then):
-        return then.sigma / now.sigma
+        return then.sigma / now.sigma * jnp.exp(-self._noise_h(gap(now, then)))
 
     def total(self, now, then):
-        return -then.alpha * jnp.expm1(-gap(now, then))
+        h = gap(now, then)
+        return -then.alpha * jnp.expm1(-h - self._noise_h(h))
 
     def kernel(self, now, then):
         h, u, weights = quadrature(now, then)
-        return (then.alpha * h)[:, None] * jnp.exp(-h[:, None] * (1 - u)) * weights
+        rate = (1 + self.tau**2) * h
+        return (then.alpha * rate)[:, None] * jnp.exp(-rate[:, None] * (1 - u)) * weights
+
+    def noise(self, now: Levels, then: Levels) -> Values:
+        """The standard deviation of the noise drawn."""
+        return then.sigma * jnp.sqrt(-jnp.expm1(-2 * self._noise_h(gap(now, then))))
 
 
 def quadrature(now: Levels, then: Levels) -> tuple[Values, Array, Array]:

@@ -85,6 +85,7 @@ def sample(
     if trajectory is not None and not 1 <= trajectory <= times.size - 1:
         raise ValueError(f"trajectory must be in 1..{times.size - 1}, the number of steps; got {trajectory}.")
     check_shape(x_init, shape)
+    jax.eval_shape(lambda key: sample_keys(key, shape[0]), key)  # refuses a bad key before anything compiles
     return _solve(
         key, tuple(shape), sde, score, sampler, times, x_init, temperature, denoise, trajectory, progress
     ).raise_if_bad()

@@ -56,4 +56,5 @@ class DynamicThreshold(_Bounded):
         unit = (data - middle) / half
         q = jnp.quantile(jnp.abs(unit).reshape(unit.shape[0], -1), self.quantile, axis=1).astype(unit.dtype)
         q = expand(jnp.maximum(q, 1), unit)
-        return middle + half * jnp.clip(unit, -q, q) / q
+        kept = (q == 1) & (jnp.abs(unit) <= 1)  # to the last bit
+        return jnp.where(kept, data, middle + half * jnp.clip(unit, -q, q) / q)

@@ -6,25 +6,31 @@ import numpy as np
 import pytest
 
 import score_sde as ss
+from score_sde.arrays import sample_keys
 from score_sde.sampling import adaptive
 from tests.catalogue import SDES, name
 
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("sde", SDES, ids=name)
+QUICK = ("VP", "VE", "RectifiedFlow")  # the others are slow tests: each compiles for two seconds
+
+
+@pytest.mark.parametrize(
+    "sde", [pytest.param(s, marks=[] if name(s) in QUICK else pytest.mark.slow) for s in SDES], ids=name
+)
 def test_the_exact_flow_map_of_a_gaussian_is_met_to_the_tolerance(sde, x64):
     target = ss.Gaussian(jnp.array([1.0, -0.5]), jnp.array([[0.5, 0.2], [0.2, 0.3]]))
     x_init = sde.prior_sample(KEY, (4, 2))
     exact = target.flow_map(sde, x_init, sde.t_max, sde.t_sampling)
-    compiled, errors = adaptive._solve.cache_size(), []
+    compiled, errors = adaptive._solve_flow.cache_size(), []
     for tolerance in (1e-4, 1e-7):
         out = ss.sample_adaptive(KEY, sde, target.score(sde), (4, 2), x_init=x_init, rtol=tolerance, atol=tolerance)
         errors.append(np.abs(out.x - exact).max())
     # The tolerance bounds the error of each of some 15 to 50 steps, which the flow carries on: measured at most 13
     # times the tolerance (SubVP at 1e-4, CosineVP at 1e-7).
     assert errors[0] < 30 * 1e-4 and errors[1] < 30 * 1e-7, errors
-    assert adaptive._solve.cache_size() == compiled + 1
+    assert adaptive._solve_flow.cache_size() == compiled + 1
 
 
 def restless_far_out(x, t):
@@ -70,12 +76,34 @@ def test_samples_depend_on_their_keys_alone_and_other_numbers_do_not_compile_aga
         score = jax.tree_util.Partial(gentle, jnp.float32(scale))
         return ss.sample_adaptive(keys, sde, score, (4, 2), **options).x
 
-    first, compiled = solve(KEY), adaptive._solve.cache_size()
-    folded = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.array([2, 3, 0, 1]))
-    np.testing.assert_allclose(solve(folded), first[jnp.array([2, 3, 0, 1])], rtol=1e-6)
-    for options in (dict(sde=ss.VP(0.2, 15.0)), dict(scale=0.8), dict(t_end=0.3), dict(rtol=1e-3, atol=1e-2)):
-        assert np.all(solve(KEY, **options) != first)
-    assert adaptive._solve.cache_size() == compiled
+    keys, order = sample_keys(KEY, 4), jnp.array([2, 3, 0, 1])
+    first, compiled = solve(keys), adaptive._solve_flow.cache_size()
+    np.testing.assert_allclose(solve(keys[order]), first[order], rtol=1e-6)
+    for options in (
+        dict(sde=ss.VP(0.2, 15.0)), dict(scale=0.8), dict(t_end=0.3), dict(t_start=0.7), dict(temperature=0.5),
+        dict(rtol=1e-3, atol=1e-2),
+    ):  # fmt: skip
+        assert np.all(solve(keys, **options) != first)
+    assert adaptive._solve_flow.cache_size() == compiled
+    np.testing.assert_allclose(solve(KEY), first, rtol=1e-6)  # one key is that key's `fold_in`s
+
+
+def test_temperature_scales_the_start_and_t_start_is_where_it_is_drawn():
+    # With the score -x/2 the flow is linear: dx/dt = -beta x/4 = x (log alpha)'/2, so x_end = growth * x_start.
+    sde = ss.VP()
+
+    def solve(**options):
+        return ss.sample_adaptive(KEY, sde, jax.tree_util.Partial(gentle, jnp.float32(0.5)), (4, 2), **options).x
+
+    def growth(t_start):
+        ends = (sde.log_alpha(jnp.float32(t)) for t in (sde.t_sampling, t_start))
+        return float(jnp.exp(0.5 * (next(ends) - next(ends))))
+
+    whole, half = solve(), float(sde.sigma(jnp.float32(0.5)))
+    np.testing.assert_allclose(solve(temperature=0.25), 0.25 * whole, rtol=2e-3, atol=2e-3)  # tolerance 1e-4 a step
+    np.testing.assert_array_equal(solve(temperature=0.0), 0)
+    draws = whole / growth(1.0) / sde.prior_std()
+    np.testing.assert_allclose(solve(t_start=0.5), draws * half * growth(0.5), rtol=2e-3, atol=2e-3)
 
 
 def test_a_solve_that_gives_up_raises_and_is_reported_inside_a_jit():
@@ -97,11 +125,12 @@ def test_a_solve_that_gives_up_raises_and_is_reported_inside_a_jit():
     "options, message",
     [
         (dict(t_end=0.0), r"t_end must be in \[t_min, t_max\] = \[1e-05, 1\] of VP, got 0"),
+        (dict(t_start=1.5), r"t_start must be in \[t_min, t_max\] = \[1e-05, 1\] of VP, got 1.5"),
         (dict(x_init=np.ones((4, 3), np.float32)), r"x_init of shape \(4, 2\), got \(4, 3\)"),
         (dict(key=jax.random.split(KEY, 3)), "one key or 4 keys"),
         (dict(key=jax.random.key(0, impl="rbg")), "threefry"),
     ],
-    ids=["t_end", "x_init", "number of keys", "generator"],
+    ids=["t_end", "t_start", "x_init", "number of keys", "generator"],
 )
 def test_bad_input_is_refused(options, message):
     arguments = dict(key=KEY) | {k: jnp.asarray(v) if k == "x_init" else v for k, v in options.items()}

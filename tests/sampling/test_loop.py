@@ -75,11 +75,12 @@ def test_other_keys_give_other_samples(batch_of_64):
 
 
 def test_other_numbers_do_not_compile_again():
-    def solve(key=KEY, sde=ss.VP(), scale=1.0, t_end=1e-3):  # noqa: B008
-        return ss.sample(key, sde, linear_score(scale), (3, 2), steps=7, t_end=t_end).x
+    def solve(key=KEY, sde=ss.VP(), scale=1.0, t_end=1e-3, **options):  # noqa: B008
+        return ss.sample(key, sde, linear_score(scale), (3, 2), steps=7, t_end=t_end, **options).x
 
     first, compiled = solve(), loop._solve.cache_size()
     changed = [solve(key=jax.random.key(1)), solve(sde=ss.VP(0.2, 15.0)), solve(scale=0.5), solve(t_end=0.2)]
+    changed += [solve(t_start=0.9), solve(temperature=0.9)]
     assert loop._solve.cache_size() == compiled
     for other in changed:  # the new numbers were used
         assert np.all(other != first)
@@ -140,6 +141,63 @@ def test_trajectory_holds_the_states_on_the_way_and_does_not_change_the_result(d
         times = ss.grids.uniform(sde, 12, sde.t_max, sde.t_sampling)
         halfway = ss.sample(KEY, sde, score, (3, 2), x_init=x_init, grid=times[:7]).x
         np.testing.assert_allclose(out.trajectory[2], halfway, **ROUNDING)
+
+
+def test_trajectory_need_not_divide_the_steps():
+    """States are those after the steps nearest to even spacing, whatever the rows of a step (2, then 1 each)."""
+    sde, x_init = ss.VP(), jnp.ones((3, 2))
+    options = dict(sampler=ss.DPMSolverPP(3), steps=10, x_init=x_init)
+    every = ss.sample(KEY, sde, linear_score(1.0), (3, 2), trajectory=10, **options).trajectory
+    for kept, steps in ((3, [0, 3, 7, 10]), (4, [0, 2, 5, 8, 10])):  # 2.5 and 7.5 to even numbers
+        out = ss.sample(KEY, sde, linear_score(1.0), (3, 2), trajectory=kept, **options)
+        np.testing.assert_allclose(out.trajectory, every[np.array(steps)], **ROUNDING)
+        np.testing.assert_array_equal(out.trajectory[-1], out.x)
+    assert np.unique(every, axis=0).shape == (11, 3, 2)  # no two are the same
+
+
+def test_a_solve_may_start_anywhere():
+    """From the prior of its start, N(0, sigma(t_start)^2); two solves that meet are one."""
+    sde, score = ss.VE(), linear_score(0.0)  # with no score a step adds noise to what was there, and no more
+    start = ss.sample(KEY, sde, score, (4000, 1), steps=1, t_start=0.5, t_end=0.25, trajectory=1).trajectory[0]
+    assert abs(float(start.std()) / float(sde.sigma(jnp.float32(0.5))) - 1) < 0.06  # 5 standard errors of 4000 draws
+
+    def solve(x, steps, t_start, t_end):
+        ends = dict(t_start=t_start, t_end=t_end)
+        return ss.sample(KEY, ss.VP(), linear_score(1.0), x.shape, sampler=ss.DDIM(), steps=steps, x_init=x, **ends).x
+
+    x = jnp.ones((3, 2))
+    np.testing.assert_allclose(solve(solve(x, 6, 1.0, 0.4), 3, 0.4, 0.1), solve(x, 9, 1.0, 0.1), **ROUNDING)
+
+
+def test_temperature_scales_all_noise():
+    sde = ss.VP()
+
+    def solve(temperature, key=KEY, x_init=None):
+        return ss.sample(
+            key, sde, linear_score(1.0), (3, 2), steps=7, temperature=temperature, x_init=x_init, trajectory=1
+        ).trajectory
+
+    whole, half, none = solve(1.0), solve(0.5), solve(0.0)
+    np.testing.assert_allclose(half, 0.5 * whole, rtol=1e-5, atol=1e-6)  # a linear score: all is linear in the noise
+    np.testing.assert_array_equal(none, 0)
+    start = jnp.ones((3, 2))
+    np.testing.assert_array_equal(solve(0.0, x_init=start), solve(0.0, jax.random.key(1), x_init=start))
+    assert np.all(solve(0.5, x_init=start)[-1] != solve(0.5, jax.random.key(1), x_init=start)[-1])
+
+
+@pytest.mark.parametrize("sampler, steps", [(ss.EulerMaruyama(), 7), (ss.Heun(), 130)], ids=["few", "many"])
+def test_progress_is_told_on_the_way(sampler, steps):
+    told = []
+
+    def progress(done):
+        told.append(int(done))
+
+    plain = ss.sample(KEY, ss.VP(), linear_score(1.0), (3, 2), sampler=sampler, steps=steps)
+    out = ss.sample(KEY, ss.VP(), linear_score(1.0), (3, 2), sampler=sampler, steps=steps, progress=progress)
+    jax.effects_barrier()
+    every = max(steps // 50, 1)
+    assert sorted(told) == sorted({*range(every, steps + 1, every), steps})  # once a step, not once a row
+    np.testing.assert_allclose(out.x, plain.x, **ROUNDING)
 
 
 @pytest.mark.parametrize("sde", [ss.VP(), ss.VE()], ids=["VP", "VE"])
@@ -220,8 +278,13 @@ def test_a_bad_denoising_is_reported_as_the_step_after_the_last():
         (dict(grid=np.array([1.0], np.float32)), "at least two times"),
         (dict(grid=np.ones((2, 2), np.float32)), "at least two times"),
         (dict(x_init=np.ones((4, 3), np.float32)), r"x_init of shape \(4, 2\), got \(4, 3\)"),
-        (dict(trajectory=3), "divide the number of steps, 10, got 3"),
-        (dict(trajectory=0), "divide the number of steps"),
+        (dict(trajectory=11), r"trajectory must be in 1..10, the number of steps; got 11"),
+        (dict(trajectory=0), "trajectory must be in 1..10"),
+        (dict(trajectory=3, grid=np.array([1.0, 0.5, 0.1], np.float32)), "trajectory must be in 1..2"),
+        (dict(t_start=1.5), r"t_start must be in \[t_min, t_max\] = \[1e-05, 1\] of VP, got 1.5"),
+        (dict(t_start=0.0), "t_start must be in"),
+        (dict(t_start=0.5, t_end=0.5), "strictly falling"),
+        (dict(t_start=0.2, t_end=0.5), "strictly falling"),
         (dict(key=jax.random.split(KEY, 3)), "one key or 4 keys"),
         (dict(key=jax.random.key(0, impl="rbg")), "threefry"),
     ],
@@ -250,11 +313,19 @@ def test_a_score_that_is_not_like_x_is_refused(score, got):
         ss.sample(KEY, ss.VP(), score, (4, 2), steps=10)
 
 
-def test_a_sampler_of_ones_own_needs_a_step_only():
+def test_a_sampler_of_ones_own_needs_advance_only():
     class Shrink(ss.Sampler):
-        def step(self, keys, sde, score, x, t, t_next):
-            return x * (t_next / t)[:, None]
+        def advance(self, sde, score, x, memory, row, draw):
+            return x * (row.t_next / row.t), memory
 
     x_init = jnp.ones((3, 2))
     out = ss.sample(KEY, ss.VP(), lambda x, t: -x, (3, 2), sampler=Shrink(), steps=8, t_end=0.25, x_init=x_init)
     np.testing.assert_allclose(out.x, 0.25, rtol=1e-6)  # the product of all t_next / t
+
+
+def test_a_sampler_without_advance_says_so():
+    class Idle(ss.Sampler):
+        pass
+
+    with pytest.raises(TypeError, match="Idle must define advance"):
+        ss.sample(KEY, ss.VP(), lambda x, t: -x, (3, 2), sampler=Idle(), steps=2)
