@@ -60,6 +60,7 @@ WEIGHTINGS = {
 TIMES = {
     "uniform": times.Uniform,
     "stratified": times.Stratified,
+    "log_snr": times.LogSNR,
     "log_normal": times.LogNormal,
     "logit_normal": times.LogitNormal,
 }
