@@ -135,6 +135,10 @@ def ncsn(steps: int = 1000, sigma_min: Number = 0.01, sigma_max: Number = 50.0) 
     return Chain(jnp.ones_like(sigma), sigma)
 
 
-def of_sde(sde: AffineSDE, times: Float[Array, " t"]) -> Chain:
-    """The levels that an SDE has at rising `times` > 0."""
-    return Chain(sde.alpha(times), sde.sigma(times))
+def of_sde(sde: AffineSDE, steps: int) -> Chain:
+    """The levels of an SDE at `steps` times from t_min to t_max, evenly spaced in log-SNR."""
+    if steps < 1:
+        raise ValueError(f"expected at least one level, got steps={steps}.")
+    ends = sde.log_snr(jnp.stack([jnp.asarray(t, jnp.result_type(float)) for t in (sde.t_min, sde.t_max)]))
+    t = sde.inverse_log_snr(jnp.linspace(ends[0], ends[1], steps))
+    return Chain(sde.alpha(t), sde.sigma(t))

@@ -7,8 +7,8 @@ Along the flow dx/dt = v(x, t) the log-density changes by -div v, so
 (Chen et al. 2018; Song et al. 2021, appendix D.2), an initial value problem for (x, integral) that one adaptive solve
 carries from data to noise.
 
-Two ways to choose step sizes.  Per sample (the default): every sample has its own, so its value does not depend on its
-batch mates, and the solve of a batch lasts as long as that of its hardest sample.  For the whole batch: one step size for
+Two ways to choose step sizes.  Per sample (the default): each has its own, so its value does not depend on its batch
+mates, and the solve of a batch lasts as long as that of its hardest sample.  For the whole batch: one step size for
 all, such that the same norm holds for every sample; then there is one clock, the network sees plain batches, each value
 is as accurate or more so, and it moves within the tolerance when its batch mates change.
 """

@@ -6,11 +6,12 @@ constant on each level's cell.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
 from score_sde.arrays import sample_keys
-from score_sde.trees import Frozen, static
+from score_sde.trees import Frozen, is_concrete, static
 
 
 class Cells(Frozen):
@@ -55,6 +56,8 @@ def dequantise(
     `key` is one key (sample i takes `fold_in(key, i)`) or an array of B keys.
     """
     check_levels(levels, data_range)
+    if is_concrete(x) and not bool(((np.asarray(x) >= 0) & (np.asarray(x) < levels)).all()):
+        raise ValueError(f"expected grey levels in 0..{levels - 1}, got {np.min(x)} to {np.max(x)}.")
     low, high = data_range
     u = jax.vmap(lambda key, x: jax.random.uniform(key, x.shape))(sample_keys(key, x.shape[0]), x)
     return low + (high - low) / levels * (x.astype(u.dtype) + u)
