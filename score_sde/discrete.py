@@ -92,22 +92,21 @@ class Chain(Frozen):
         return self._before[0] * self._shrinkage
 
     def times(self, sde: AffineSDE) -> Levels:
-        """The times at which `sde` has the levels' log-SNR; its nearest end for levels a little outside of its range.
+        """The times at which `sde` has the levels' log-SNR; its t_max for levels of more noise than there.
 
-        DDPM's last level is such a one: the product of 1 - beta_i is below the exponential of - sum beta_i.
+        DDPM's last level is such a one: the product of 1 - beta_i is below the exponential of - sum beta_i.  At t_max
+        next to nothing is left of the data, and the noise predicted hardly changes from there on.
 
         Raises:
-            ValueError: a level is outside by more than 1 in log-SNR.
+            ValueError: a level has less noise than the SDE at t_min, by more than 1 in log-SNR.
         """
         log_snr = 2 * jnp.log(self.alpha / self.sigma)
         ends = sde.log_snr(jnp.stack([jnp.asarray(t, log_snr.dtype) for t in (sde.t_max, sde.t_min)]))
-        if is_concrete((log_snr, ends)):
-            low, high = map(float, ends)
-            if not (log_snr[-1] > low - 1 and log_snr[0] < high + 1):
-                raise ValueError(
-                    f"the chain's log-SNR goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g}, that of "
-                    f"{type(sde).__name__} from {high:.3g} to {low:.3g}: its score does not know the rest."
-                )
+        if is_concrete((log_snr, ends)) and not float(log_snr[0]) < float(ends[1]) + 1:
+            raise ValueError(
+                f"the chain starts at a log-SNR of {float(log_snr[0]):.3g}, beyond the {float(ends[1]):.3g} that "
+                f"{type(sde).__name__} has at its t_min: its score does not know so little noise."
+            )
         return sde.inverse_log_snr(jnp.clip(log_snr, ends[0], ends[1]))
 
 

@@ -211,7 +211,7 @@ def _continuous_bound(key, sde, score, x, t_start, draws, repeats, cells):
         def step(total, j):
             level_keys = fold_in(repeat_keys, j)
             u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (), x.dtype))(level_keys)
-            t = sde.inverse_log_snr(low + (high - low) * (j + u) / draws)
+            t = sde.inverse_log_snr(low + (high - low) * (j.astype(x.dtype) + u) / draws)
             t = jnp.clip(t, ends[1], ends[0])  # rounding
             noise = normal(level_keys, x)
             noisy = sde.perturb(x, noise, t)

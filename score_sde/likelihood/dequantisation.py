@@ -21,7 +21,7 @@ class Cells(Frozen):
     """
 
     levels: int = static()
-    data_range: tuple[float, float] = (-1.0, 1.0)
+    data_range: tuple[float, float] = static((-1.0, 1.0))
 
     def check(self):
         check_levels(self.levels, self.data_range)
