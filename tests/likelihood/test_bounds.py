@@ -151,15 +151,18 @@ def test_with_cells_the_bound_is_one_on_probabilities():
     edges[0], edges[-1] = -np.inf, np.inf
     cdf = np.asarray(jax.scipy.stats.norm.cdf(edges / 0.5**0.5))
     exact = np.log(np.diff(cdf)).repeat(50)
-    for bound in (
-        ss.discrete_bound(KEY, sde, target.score(sde), x, chain=ss.discrete.ddpm(100), cells=cells, repeats=4),
-        ss.continuous_bound(KEY, sde, target.score(sde), x, t_start=0.2, draws=50, cells=cells, repeats=4),
+    # The score is that of the density, which goes on inside of a cell: a chain that starts at sigma = 0.03 is asked for
+    # log(cell/sigma) nats that no level needs; a decoder that takes over at the cell's width is not.
+    chain = ss.discrete.ddpm(100)
+    for bound, loss in (
+        (ss.discrete_bound(KEY, sde, target.score(sde), x, chain=chain, cells=cells, repeats=4), 2.0),
+        (ss.continuous_bound(KEY, sde, target.score(sde), x, t_start=0.2, draws=50, cells=cells, repeats=4), 0.5),
     ):
         below = exact - np.asarray(bound.nats)
         for cell in range(8):
             part = below[50 * cell : 50 * cell + 50]
             assert part.mean() > -4.5 * part.std() / 50**0.5  # a bound on each cell
-        assert below.mean() < 1.0 and bound.of_levels
+        assert below.mean() < loss and bound.of_levels
         bits = ss.bits_per_dim(bound, levels=8, data_range=(-2.0, 2.0))
         np.testing.assert_allclose(bits.value, -bound.nats / np.log(2), rtol=1e-6)
 
