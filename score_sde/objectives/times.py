@@ -51,7 +51,7 @@ class LogSNR(TimeSampler):
 
     def __call__(self, key, sde, n):
         ends = sde.log_snr(jnp.stack([jnp.asarray(t, jnp.result_type(float)) for t in (sde.t_max, sde.t_min)]))
-        u = (jnp.arange(n) + jax.random.uniform(key)) / n
+        u = jnp.arange(n) / n + jax.random.uniform(key) / n
         return jnp.clip(sde.inverse_log_snr(ends[0] + (ends[1] - ends[0]) * u), sde.t_min, sde.t_max)
 
 
