@@ -5,17 +5,25 @@ reverse SDE or of the probability flow, whose change of variables gives exact li
 `score(x, t)` of x (B, *event) and t (B,).
 """
 
+from score_sde import discrete as discrete
 from score_sde import objectives as objectives
 from score_sde import predictions as predictions
 from score_sde.analytic import Gaussian as Gaussian
 from score_sde.analytic import GaussianMixture as GaussianMixture
 from score_sde.likelihood import BitsPerDim as BitsPerDim
+from score_sde.likelihood import Bound as Bound
+from score_sde.likelihood import Cells as Cells
 from score_sde.likelihood import ExactDivergence as ExactDivergence
 from score_sde.likelihood import Hutchinson as Hutchinson
 from score_sde.likelihood import LogProb as LogProb
 from score_sde.likelihood import bits_per_dim as bits_per_dim
+from score_sde.likelihood import continuous_bound as continuous_bound
 from score_sde.likelihood import dequantise as dequantise
+from score_sde.likelihood import discrete_bound as discrete_bound
+from score_sde.likelihood import importance_weighted as importance_weighted
 from score_sde.likelihood import log_prob as log_prob
+from score_sde.likelihood import optimal_variances as optimal_variances
+from score_sde.likelihood import prior_kl as prior_kl
 from score_sde.likelihood import quantise as quantise
 from score_sde.objectives import denoising_score_matching as denoising_score_matching
 from score_sde.objectives import times as times

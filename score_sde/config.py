@@ -60,6 +60,7 @@ WEIGHTINGS = {
 TIMES = {
     "uniform": times.Uniform,
     "stratified": times.Stratified,
+    "log_snr": times.LogSNR,
     "log_normal": times.LogNormal,
     "logit_normal": times.LogitNormal,
 }
@@ -89,6 +90,7 @@ OTHER_SAMPLERS = {
 }
 CORRECTORS = {"langevin": sampling.Langevin, "annealed_langevin": sampling.AnnealedLangevin}
 GRIDS = {"uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "edm": grids.edm}
+BOUNDS = ("continuous", "discrete", "none")
 CLIPS = {"none": None, "static": sampling.Clipped, "dynamic": sampling.DynamicThreshold}
 # Settings whose plain names mean something else in the section.
 SAMPLER_KEYS = {"corrector": "unipc_corrector"}
@@ -159,7 +161,8 @@ def base_config() -> ConfigDict:
             "eval": {
                 "split": "test", "batch_size": 64, "num_examples": placeholder(int),
                 **_section(DIVERGENCES, "divergence", "hutchinson"),
-                "rtol": 3e-5, "atol": 3e-5, "seed": 0,
+                "rtol": 3e-5, "atol": 3e-5, "whole_batch": False, "passes": 1,
+                "bound": "continuous", "bound_draws": 50, "round_trip": 16, "seed": 0,
             },
         }
     )  # fmt: skip
@@ -416,7 +419,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     make.unused("sde", c.sde, ["name"])
     make.unused("model", c.model, ["name"])
     make.unused("objective", c.objective, ["prediction", "weighting", "times"])
-    make.used["eval"] |= {"split", "batch_size", "num_examples", "rtol", "atol", "seed"}
+    make.used["eval"] |= set(EvalOptions.__dataclass_fields__) | {"seed"}
     make.unused("eval", c.eval, ["divergence"])
 
     training = TrainingOptions(**{k: v for k, v in c.training.items() if k not in TRAINING_ONLY})
@@ -428,6 +431,9 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         make.check(size % devices == 0, f"{name} must be a multiple of the {devices} devices, got {size}")
     for name in ("rtol", "atol"):
         make.check(c.eval[name] > 0, f"eval.{name} must be positive, got {c.eval[name]}")
+    for name, least in dict(passes=1, bound_draws=1, round_trip=0).items():
+        make.check(c.eval[name] >= least, f"eval.{name} must be at least {least}, got {c.eval[name]}")
+    make.choose("eval.bound", dict.fromkeys(BOUNDS, True), c.eval.bound)
     for name, seed in (("seed", c.seed), ("sampling.seed", c.sampling.seed), ("eval.seed", c.eval.seed)):
         make.check(0 <= seed < 2**32, f"{name} must be in 0..2^32 - 1, got {seed}")
     make.check(c.training.cpu_devices >= 0, f"training.cpu_devices must be at least 0, got {c.training.cpu_devices}")
@@ -470,7 +476,8 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         training=training,
         sampling=how_to_sample,
         evaluation=EvalOptions(
-            c.eval.split, c.eval.batch_size, number, divergence, c.eval.rtol, c.eval.atol
+            divergence=divergence,
+            **{k: c.eval[k] for k in EvalOptions.__dataclass_fields__ if k != "divergence"},
         ),
         seed=c.seed,
         sampling_seed=c.sampling.seed,

@@ -75,10 +75,12 @@ def _is_ours(error: Exception) -> bool:
     """Whether an exception carries a message for the user; anything else is a defect and keeps its traceback."""
     from score_sde.config import ConfigError
     from score_sde.data import DataError
+    from score_sde.evaluation.likelihood import EvaluationError
     from score_sde.files import WorkdirError
     from score_sde.training.loop import TrainingError
 
-    return isinstance(error, (UsageError, ConfigError, DataError, WorkdirError, TrainingError, FloatingPointError))
+    ours = (UsageError, ConfigError, DataError, EvaluationError, WorkdirError, TrainingError, FloatingPointError)
+    return isinstance(error, ours)
 
 
 def parse(argv: list[str]):

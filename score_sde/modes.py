@@ -1,5 +1,6 @@
 """The modes of the command line: train, eval, sample."""
 
+import dataclasses
 import importlib.metadata
 import json
 import signal
@@ -12,7 +13,7 @@ import jax
 
 from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
-from score_sde.evaluation.likelihood import LikelihoodReport, evaluate_likelihood, write_likelihood
+from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
 from score_sde.evaluation.samples import generate, write_samples
 from score_sde.files import WorkdirError, check_writable, locked, write_json
 from score_sde.training.checkpoints import Checkpoints
@@ -133,8 +134,8 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
             return 128 + stop.signum
     print(f"trained {run.training.steps} steps; results in {workdir}")
     if run.final_eval:
-        report = _evaluate(run, state.ema, int(state.step), workdir)
-        print(report.line())
+        quick = dataclasses.replace(run.evaluation, bound="none", round_trip=0)
+        print(_evaluate(run, quick, state.ema, int(state.step), workdir).line())
     print(f"elapsed {clock(time.monotonic() - started)}")
     return 0
 
@@ -154,9 +155,12 @@ def _restore(run: Run, workdir: Path) -> tuple[Any, int]:
     return state.ema, int(state.step)
 
 
-def _evaluate(run: Run, params: Any, step: int, workdir: Path) -> LikelihoodReport:
-    report, arrays = evaluate_likelihood(run.experiment, params, run.evaluation, step=step, seed=run.eval_seed)
-    write_likelihood(report, arrays, workdir / "eval" / f"likelihood_{run.evaluation.split}")
+def _evaluate(run: Run, options: EvalOptions, params: Any, step: int, workdir: Path) -> LikelihoodReport:
+    stem = workdir / "eval" / f"likelihood_{options.split}"
+    report, arrays = evaluate_likelihood(
+        run.experiment, params, options, step=step, seed=run.eval_seed, partial_file=stem.with_suffix(".partial.npz")
+    )
+    write_likelihood(report, arrays, stem)
     return report
 
 
@@ -165,9 +169,10 @@ def eval_mode(workdir: Path, config: Any) -> int:
     run = prepare(config)
     params, step = _restore(run, workdir)
     check_writable(workdir / "eval")
-    report = _evaluate(run, params, step, workdir)
+    report = _evaluate(run, run.evaluation, params, step, workdir)
     print(report.line())
-    print(f"step {step}; per example in {workdir / 'eval'}")
+    print(report.table())
+    print(f"step {step}; per example, and their histogram, in {workdir / 'eval'}")
     return 0 if not report.not_converged else 1
 
 

@@ -4,7 +4,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 def image_grid(images: np.ndarray, levels: int, *, columns: int | None = None, min_side: int = 32) -> bytes:
@@ -31,6 +31,24 @@ def scatter(points: np.ndarray, *, side: int = 384) -> bytes:
     counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=side, range=[[-reach, reach]] * 2)
     ink = 1 - np.exp(-counts[::-1])
     return _png(np.round(255 * (1 - ink)).astype(np.uint8)[..., None])
+
+
+def histogram(values: np.ndarray, unit: str, *, bins: int = 40, width: int = 480, height: int = 240) -> bytes:
+    """A PNG of the histogram of values (N,), with its range and mean written below."""
+    canvas = Image.new("L", (width, height), 255)
+    draw = ImageDraw.Draw(canvas)
+    floor = height - 24
+    if values.size:
+        counts, edges = np.histogram(values, bins=bins)
+        for i, count in enumerate(counts):
+            left, right = (10 + (width - 20) * k // bins for k in (i, i + 1))
+            draw.rectangle([left, floor - (floor - 10) * int(count) // int(counts.max()), right - 2, floor], fill=80)
+        text = f"{edges[0]:.3g} to {edges[-1]:.3g}, mean {values.mean():.4g} {unit}, {values.size} values"
+    else:
+        text = "no values"
+    draw.line([10, floor, width - 10, floor], fill=0)
+    draw.text((10, floor + 6), text, fill=0)
+    return _png(np.asarray(canvas)[..., None])
 
 
 def picture(samples: np.ndarray, levels: int | None) -> bytes | None:

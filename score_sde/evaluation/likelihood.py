@@ -1,7 +1,10 @@
-"""Test log-likelihood of a trained model: bits/dim of grey levels, nats/dim of continuous data, with their errors."""
+"""Test log-likelihood of a trained model: by the probability flow and by a variational bound, with all their errors."""
 
+import json
 import time
+import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +12,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde import discrete
+from score_sde.arrays import fold_in
 from score_sde.data import in_order
-from score_sde.files import write_arrays, write_json
-from score_sde.likelihood import Divergence, bits_per_dim, log_prob
+from score_sde.files import write_arrays, write_bytes, write_json
+from score_sde.likelihood import (
+    Divergence,
+    ExactDivergence,
+    bits_per_dim,
+    continuous_bound,
+    discrete_bound,
+    log_prob,
+    prior_kl,
+)
+from score_sde.plots import histogram
+from score_sde.sampling import sample_adaptive
 from score_sde.training.experiment import Experiment
 from score_sde.training.mesh import data_mesh, per_device
 from score_sde.training.progress import Progress
 
-_DATA, _PROBES = 0, 1  # folded into an example's key for its dequantisation and its probes
+_EXACT_IS_QUICK = 256  # dimensions in which nobody waits for an exact divergence
+_DATA, _PROBES, _BOUND, _PASS = 0, 1, 2, 3  # folded into an example's key for its draws, and for the passes after one
+
+
+class EvaluationError(ValueError):
+    """An evaluation that makes no sense, in one line."""
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How to evaluate the likelihood; `num_examples` None means the whole split."""
+    """How to evaluate.
+
+    num_examples: None means the whole split.  passes: how often each example is evaluated, with fresh dequantisation
+    and probes.  bound: "continuous", "discrete" or "none"; bound_draws: its noise levels, for the discrete one the
+    length of the chain.  round_trip: how many of the examples are carried to their latents and back.
+    """
 
     split: str
     batch_size: int
@@ -29,103 +54,245 @@ class EvalOptions:
     divergence: Divergence
     rtol: float
     atol: float
+    passes: int = 1
+    bound: str = "none"
+    bound_draws: int = 50
+    round_trip: int = 0
+    whole_batch: bool = False
 
 
 @dataclass(frozen=True)
 class LikelihoodReport:
-    """Test likelihood: `value` +- `standard_error` (over examples) in `unit`, and what it took."""
+    """What was found.  All values are in `unit`, standard errors are over examples unless they say otherwise."""
 
     value: float
     standard_error: float
     unit: str
     split: str
     examples: int
-    not_converged: int
+    passes: int
+    not_converged: list[int]  # which examples
+    spread_examples: float  # standard deviation from example to example ...
+    spread_draws: float  # ... and of one example from pass to pass: dequantisation and probes; nan for a single pass
+    probe_error: float  # root mean square of the examples' standard errors over their probes; nan for a single probe
+    bound: float  # of the reverse SDE or the chain; nan where not asked for
+    bound_standard_error: float
+    prior_kl: float  # mean KL(q(x_T | x_0) || prior), which bounds KL(p_T || prior); never added to anything
+    latent_norm: float  # mean |z|^2 over its expectation under the prior: 1
+    round_trip: float  # root mean square of x - decode(encode(x)); nan where not asked for
     nfe_mean: float
     nfe_max: int
     images_per_second: float  # after compilation
     step: int
 
     def line(self) -> str:
-        """For a person."""
+        """For a person, in short."""
         text = (
             f"{self.split} {self.value:.3f} +- {self.standard_error:.3f} {self.unit} ({self.examples} examples, "
             f"NFE {self.nfe_mean:.0f} on average, {self.nfe_max} at most, {self.images_per_second:.1f} examples/s)"
         )
-        return text + (f"; {self.not_converged} did not converge and are left out" if self.not_converged else "")
+        if self.not_converged:
+            some = ", ".join(map(str, self.not_converged[:8])) + (" ..." if len(self.not_converged) > 8 else "")
+            text += f"; {len(self.not_converged)} did not converge and are left out (examples {some})"
+        return text
+
+    def table(self) -> str:
+        """For a person, line by line."""
+        rows = [
+            ("probability flow", f"{self.value:.4f} +- {self.standard_error:.4f} {self.unit}"),
+            ("  from example to example", f"{self.spread_examples:.4f}"),
+            ("  from pass to pass", f"{self.spread_draws:.4f}  ({self.passes} passes)"),
+            ("  standard error over probes", f"{self.probe_error:.4f}"),
+            ("variational bound", f"{self.bound:.4f} +- {self.bound_standard_error:.4f} {self.unit}"),
+            ("prior mismatch, at most", f"{self.prior_kl:.2g} {self.unit}"),
+            ("latent |z|^2 over its expectation", f"{self.latent_norm:.3f}"),
+            ("round trip x -> z -> x, rms", f"{self.round_trip:.2g}"),
+        ]
+        return "\n".join(f"  {name:<36}{text}" for name, text in rows if "nan" not in text.split()[0])
 
 
 def evaluate_likelihood(
-    experiment: Experiment, params: Any, options: EvalOptions, *, step: int, seed: int
+    experiment: Experiment, params: Any, options: EvalOptions, *, step: int, seed: int, partial_file: Path | None = None
 ) -> tuple[LikelihoodReport, dict[str, np.ndarray]]:
-    """The report, and the per-example arrays `value`, `nfe`, `converged`, in the order of the split.
+    """The report, and the per-example arrays it is made of, in the order of the split, passes along the second axis.
 
-    Example i has the dequantisation noise and the probes of fold_in(key(seed), i), whatever the batch size.
+    Example i has the dequantisation noise and the probes of fold_in(key(seed), i), whatever the batch size.  With
+    `partial_file` what is done is kept there, and taken up again when the same evaluation is asked for.
+
+    Raises:
+        EvaluationError: an exact divergence that would take hours.
     """
-    levels, data_range = experiment.levels, experiment.data_range
-    size = int(np.prod(experiment.shape))
-
-    def run(params, keys, x):
-        data_keys, probe_keys = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in (_DATA, _PROBES))
-        lp = log_prob(
-            probe_keys,
-            experiment.sde,
-            experiment.score(params),
-            experiment.scale(data_keys, x),
-            divergence=options.divergence,
-            rtol=options.rtol,
-            atol=options.atol,
-        )
-        if levels is None:
-            value = -lp.nats / size
-        else:
-            value = bits_per_dim(lp, levels=levels, data_range=data_range).value
-        return value, lp.nfe, lp.converged
-
-    compiled = per_device(data_mesh(), run)
+    run = per_device(data_mesh(), partial(_batch, experiment, options))
     key = jax.random.key(seed)
     keys_of = jax.jit(jax.vmap(lambda i: jax.random.fold_in(key, i)))
     source = experiment.load(options.split)
     total = min(len(source), options.num_examples or len(source))
-    unit = "nats/dim" if levels is None else "bits/dim"
-    progress = Progress(f"{options.split} likelihood", total)
-    parts, done, timed, began = [], 0, 0, time.monotonic()
-    for batch, indices, valid in in_order(source, options.batch_size):
-        valid = valid & (indices < total)
-        if not valid.any():
-            break
-        results = compiled(params, keys_of(jnp.asarray(indices)), batch["x"])
-        value, nfe, converged = (np.asarray(result)[valid] for result in results)
-        parts.append((value, nfe, converged))
-        if done:
-            timed += len(value)
-        else:
-            began, first_batch = time.monotonic(), time.monotonic() - began  # the first batch compiled
-        done += len(value)
-        values = np.concatenate([p[0] for p in parts])
-        progress.update(done, f"{np.nanmean(values) if np.isfinite(values).any() else np.nan:.3f} {unit}")
+    unit = "nats/dim" if experiment.levels is None else "bits/dim"
+    stamp = _stamp(options, seed, step, total, unit)
+    parts = _resume(partial_file, stamp)
+    kept = sum(len(p["value"]) for p in parts)
+    progress = Progress(f"{options.split} likelihood", total * options.passes, kept)
+    done, timed, began, first_batch = kept, 0, time.monotonic(), None
+    for number in range(options.passes):
+        for batch, indices, valid in in_order(source, options.batch_size):
+            valid = valid & (indices < total)
+            if not valid.any():
+                break
+            if kept > 0:
+                kept -= int(valid.sum())
+                continue
+            _refuse_hours(experiment, params, options, total)
+            keys = keys_of(jnp.asarray(indices))
+            keys = keys if number == 0 else fold_in(keys, _PASS + number)
+            found = {k: np.asarray(v)[valid] for k, v in run(params, keys, batch["x"]).items()}
+            parts.append(found | {"index": indices[valid], "number": np.full(int(valid.sum()), number)})
+            if first_batch is None:
+                began, first_batch = time.monotonic(), time.monotonic() - began  # the first batch compiled
+            else:
+                timed += int(valid.sum())
+            done += int(valid.sum())
+            _keep(partial_file, stamp, parts)
+            values = np.concatenate([p["value"] for p in parts])
+            progress.update(done, f"{np.nanmean(values) if np.isfinite(values).any() else np.nan:.3f} {unit}")
     progress.close()
-    seconds = time.monotonic() - began if timed else first_batch
-    value, nfe, converged = (np.concatenate(a) for a in zip(*parts, strict=True))
-    good = value[converged]
-    report = LikelihoodReport(
-        value=float(good.mean()) if good.size else float("nan"),
-        standard_error=float(good.std(ddof=1) / good.size**0.5) if good.size > 1 else float("nan"),
-        unit=unit,
-        split=options.split,
-        examples=int(good.size),
-        not_converged=int((~converged).sum()),
-        nfe_mean=float(nfe.mean()),
-        nfe_max=int(nfe.max()),
-        images_per_second=round((timed or done) / seconds, 2),
-        step=step,
-    )
-    return report, {"value": value, "nfe": nfe, "converged": converged}
+    seconds = time.monotonic() - began if timed else first_batch or np.nan
+    arrays = {k: np.concatenate([p[k] for p in parts]).reshape(options.passes, total).T for k in parts[0]}
+    if options.passes == 1:
+        arrays = {k: v[:, 0] for k, v in arrays.items()}
+    del arrays["number"]
+    round_trip = _round_trip(experiment, params, options, source, keys_of)
+    report = _report(arrays, options, unit, step, (timed or done) / seconds, round_trip)
+    if partial_file is not None:
+        partial_file.unlink(missing_ok=True)
+    return report, arrays
+
+
+def _batch(experiment: Experiment, options: EvalOptions, params: Any, keys: jax.Array, x: jax.Array) -> dict:
+    """All that is known of each example of a batch after one pass."""
+    sde, score, levels = experiment.sde, experiment.score(params), experiment.levels
+    size = int(np.prod(experiment.shape))
+    x = experiment.scale(fold_in(keys, _DATA), x)
+    lp = log_prob(
+        fold_in(keys, _PROBES), sde, score, x,
+        divergence=options.divergence, rtol=options.rtol, atol=options.atol, whole_batch=options.whole_batch,
+    )  # fmt: skip
+
+    def in_unit(result):
+        if levels is None:
+            return -result.nats / size, result.standard_error / size
+        bits = bits_per_dim(result, levels=levels, data_range=experiment.data_range)
+        return bits.value, bits.standard_error
+
+    value, probe_error = in_unit(lp)
+    unit = size if levels is None else size * np.log(2)
+    found = {"value": value, "probe_error": probe_error, "nfe": lp.nfe, "converged": lp.converged}
+    found["prior_kl"] = prior_kl(sde, x) / unit
+    found["latent_norm"] = jnp.mean(jnp.square(lp.latent.reshape(len(x), -1)), axis=1) / sde.prior_std(x.dtype) ** 2
+    if options.bound == "continuous":
+        found["bound"] = in_unit(continuous_bound(fold_in(keys, _BOUND), sde, score, x, draws=options.bound_draws))[0]
+    elif options.bound == "discrete":
+        chain = discrete.of_sde(sde, options.bound_draws)
+        found["bound"] = in_unit(discrete_bound(fold_in(keys, _BOUND), sde, score, x, chain=chain))[0]
+    return found
+
+
+def _round_trip(experiment, params, options, source, keys_of) -> float:
+    """Root mean square of x - decode(encode(x)) over the first examples of the split."""
+    count = min(options.round_trip, len(source))
+    if count == 0:
+        return float("nan")
+    sde = experiment.sde
+
+    @jax.jit
+    def trip(params, keys, x):
+        score, x = experiment.score(params), experiment.scale(fold_in(keys, _DATA), x)
+        solve = partial(sample_adaptive, keys, sde, score, x.shape, rtol=options.rtol, atol=options.atol)
+        latent = solve(x_init=x, t_start=sde.t_min, t_end=sde.t_max).x
+        return jnp.sqrt(jnp.mean(jnp.square(solve(x_init=latent, t_start=sde.t_max, t_end=sde.t_min).x - x)))
+
+    batch, indices, _ = next(iter(in_order(source, count)))
+    return float(trip(params, keys_of(jnp.asarray(indices)), jnp.asarray(batch["x"])))
+
+
+def _refuse_hours(experiment, params, options, total, *, limit: float = 3600.0) -> None:
+    """Raise EvaluationError where an exact divergence takes more than `limit` seconds, from one product's time."""
+    size = int(np.prod(experiment.shape))
+    if not isinstance(options.divergence, ExactDivergence) or size <= _EXACT_IS_QUICK:
+        return
+    state, t = jnp.zeros((1, *experiment.shape)), jnp.full((1,), experiment.sde.t_max)
+    product = jax.jit(lambda p, v: jax.jvp(lambda x: experiment.score(p)(x, t), (state,), (v,))[1])
+    product(params, state).block_until_ready()
+    began = time.monotonic()
+    product(params, state).block_until_ready()
+    seconds = (time.monotonic() - began) * size * 100 * total * options.passes
+    if seconds > limit:
+        raise EvaluationError(
+            f"an exact divergence in {size} dimensions takes some {seconds / 3600:.3g} hours here ({size} products for "
+            f"each of some 100 evaluations of {total} examples). Use eval.divergence=hutchinson, or eval.num_examples."
+        )
+
+
+def _report(arrays, options, unit, step, speed, round_trip) -> LikelihoodReport:
+    per_pass = {k: v.reshape(len(v), -1) for k, v in arrays.items()}
+    good = per_pass["converged"].all(axis=1)
+    kept = {k: v[good] for k, v in per_pass.items()}
+    value, standard_error, between, within = spreads(kept["value"])
+    bound, bound_error, _, _ = spreads(kept["bound"]) if "bound" in kept else [float("nan")] * 4
+
+    def mean(name: str, power: float = 1.0) -> float:
+        return float(np.mean(kept[name] ** power) ** (1 / power)) if kept[name].size else float("nan")
+
+    return LikelihoodReport(
+        value=value, standard_error=standard_error, unit=unit, split=options.split, examples=int(good.sum()),
+        passes=options.passes, not_converged=[int(i) for i in per_pass["index"][~good, 0]], spread_examples=between,
+        spread_draws=within, probe_error=mean("probe_error", 2.0), bound=bound, bound_standard_error=bound_error,
+        prior_kl=mean("prior_kl"), latent_norm=mean("latent_norm"), round_trip=round_trip,
+        nfe_mean=float(per_pass["nfe"].mean()), nfe_max=int(per_pass["nfe"].max()),
+        images_per_second=round(speed, 2), step=step,
+    )  # fmt: skip
+
+
+def spreads(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Of values (examples, passes): mean, its standard error, and the standard deviations between and within examples.
+
+    Analysis of variance: the variance of the examples' means holds the variance within over the number of passes.  The
+    standard error is over examples; nan where there is too little to know one.
+    """
+    n, passes = values.shape
+    if n == 0:
+        return (float("nan"),) * 4
+    means = values.mean(axis=1)
+    variance = means.var(ddof=1) if n > 1 else np.nan
+    within = values.var(axis=1, ddof=1).mean() if passes > 1 else np.nan
+    between = np.maximum(variance - (within / passes if passes > 1 else 0), 0)
+    return tuple(float(v) for v in (means.mean(), np.sqrt(variance / n), np.sqrt(between), np.sqrt(within)))
+
+
+def _stamp(options: EvalOptions, seed: int, step: int, total: int, unit: str) -> str:
+    """What tells one evaluation from another."""
+    return json.dumps([repr(options), seed, step, total, unit])
+
+
+def _resume(path: Path | None, stamp: str) -> list[dict[str, np.ndarray]]:
+    """What an unfinished evaluation of the same kind has left: one part, or none."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            part = {k: found[k] for k in found.files}
+    except (OSError, TypeError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # none, or damaged: begin anew
+        return []
+    return [part] if str(part.pop("stamp", "")) == stamp else []
+
+
+def _keep(path: Path | None, stamp: str, parts: list[dict[str, np.ndarray]]) -> None:
+    if path is not None:
+        arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        write_arrays(path, stamp=np.array(stamp), **arrays)
 
 
 def write_likelihood(report: LikelihoodReport, arrays: dict[str, np.ndarray], stem: Path) -> list[Path]:
-    """Write stem.json (the report) and stem.npz (per example)."""
-    written = [stem.with_suffix(".json"), stem.with_suffix(".npz")]
+    """Write stem.json (the report), stem.npz (per example) and stem.png (their histogram)."""
+    written = [stem.with_suffix(suffix) for suffix in (".json", ".npz", ".png")]
     write_json(written[0], vars(report))
     write_arrays(written[1], **arrays)
+    write_bytes(written[2], histogram(arrays["value"][np.isfinite(arrays["value"])].ravel(), report.unit))
     return written

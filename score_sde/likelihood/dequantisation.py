@@ -1,34 +1,47 @@
-"""From grey levels to densities and back to bits per dimension.
+"""From grey levels to data with a density, and back.
 
 Integer data k in 0..levels-1 become x = low + (high - low)(k + u)/levels with u uniform on [0, 1): a density that is
-constant on each level's cell.  The average log-density of x in a cell, plus the log of the cell's volume, bounds the
-log-probability of k from below (Theis et al. 2016), so in bits per dimension
-
-    -log2 P(k)/D  <=  -E[log p(x)]/(D log 2) - log2((high - low)/levels).
-
-The last term is the offset: 7 for 256 levels on [-1, 1], 8 on [0, 1], log2(17/2) for 17 levels on [-1, 1].
+constant on each level's cell.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
 from score_sde.arrays import sample_keys
-from score_sde.likelihood.density import LogProb
-from score_sde.trees import Frozen
+from score_sde.trees import Frozen, is_concrete, static
 
 
-class BitsPerDim(Frozen):
-    """Bits per dimension of each sample: `value` (B,) and the standard error (B,) of its divergence estimate."""
+class Cells(Frozen):
+    """The cells of grey levels: level k fills [low + k w, low + (k + 1) w), w = (high - low)/levels.
 
-    value: Float[Array, " b"]
-    standard_error: Float[Array, " b"]
+    The first and the last reach to infinity, so that their masses add up to 1.
+    """
+
+    levels: int = static()
+    data_range: tuple[float, float] = static((-1.0, 1.0))
+
+    def check(self):
+        check_levels(self.levels, self.data_range)
+
+    def log_mass(self, x: Float[Array, "b ..."], mean: Float[Array, "b ..."], std: Array) -> Float[Array, "b ..."]:
+        """log of the mass that N(mean, std^2) has on the cell that x is in, elementwise."""
+        low, high = self.data_range
+        width = (high - low) / self.levels
+        k = quantise(x, levels=self.levels, data_range=self.data_range)
+        left = low + width * k.astype(x.dtype)
+        a = jnp.where(k == 0, -jnp.inf, (left - mean) / std)
+        b = jnp.where(k == self.levels - 1, jnp.inf, (left + width - mean) / std)
+        # In the upper tail both values of the distribution function are 1: look at the cell from the other side.
+        a, b = jnp.where(a > 0, -b, a), jnp.where(a > 0, -a, b)
+        log_a, log_b = jax.scipy.stats.norm.logcdf(a), jax.scipy.stats.norm.logcdf(b)
+        return log_b + jnp.log(-jnp.expm1(jnp.where(jnp.isinf(a), -jnp.inf, log_a - log_b)))
 
 
-def _check(levels: int, data_range: tuple[float, float]) -> None:
+def check_levels(levels: int, data_range: tuple[float, float]) -> None:
+    """Raise ValueError unless there are two levels and a rising range."""
     if levels < 2 or not data_range[0] < data_range[1]:
         raise ValueError(
             f"expected at least 2 grey levels and a rising data_range, got levels={levels}, data_range={data_range}."
@@ -42,7 +55,9 @@ def dequantise(
 
     `key` is one key (sample i takes `fold_in(key, i)`) or an array of B keys.
     """
-    _check(levels, data_range)
+    check_levels(levels, data_range)
+    if is_concrete(x) and not bool(((np.asarray(x) >= 0) & (np.asarray(x) < levels)).all()):
+        raise ValueError(f"expected grey levels in 0..{levels - 1}, got {np.min(x)} to {np.max(x)}.")
     low, high = data_range
     u = jax.vmap(lambda key, x: jax.random.uniform(key, x.shape))(sample_keys(key, x.shape[0]), x)
     return low + (high - low) / levels * (x.astype(u.dtype) + u)
@@ -52,21 +67,6 @@ def quantise(
     x: Float[Array, "b ..."], *, levels: int, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Integer[Array, "b ..."]:
     """The grey level (int32) of each value: the inverse of `dequantise`; values outside the range go to its ends."""
-    _check(levels, data_range)
+    check_levels(levels, data_range)
     low, high = data_range
     return jnp.clip(jnp.floor((x - low) * (levels / (high - low))), 0, levels - 1).astype(jnp.int32)
-
-
-def bits_per_dim(log_prob: LogProb, *, levels: int, data_range: tuple[float, float] = (-1.0, 1.0)) -> BitsPerDim:
-    """Log-densities of dequantised data as bits per dimension (an upper bound in expectation over the noise).
-
-    Args:
-        log_prob: of data that `dequantise` made with the same `levels` and `data_range`.
-        levels: number of grey levels (256 for 8-bit images).
-        data_range: what 0 and `levels` are scaled to.
-    """
-    _check(levels, data_range)
-    size = log_prob.latent[0].size
-    offset = -math.log2((data_range[1] - data_range[0]) / levels)
-    scale = 1 / (size * math.log(2))
-    return BitsPerDim(offset - scale * log_prob.nats, scale * log_prob.standard_error)

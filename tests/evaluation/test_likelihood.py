@@ -6,9 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import score_sde as ss
-from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
+from score_sde.evaluation import likelihood as likelihood_room
+from score_sde.evaluation.likelihood import (
+    EvalOptions,
+    EvaluationError,
+    evaluate_likelihood,
+    spreads,
+    write_likelihood,
+)
 from tests.evaluation.stub import SDE, TARGET, experiment
 
 N = 150
@@ -51,7 +59,7 @@ def test_the_mean_is_the_entropy_within_its_standard_error(evaluated):
 def test_the_report_is_complete(evaluated):
     report, arrays = evaluated
     assert (report.unit, report.split, report.examples, report.not_converged, report.step) == (
-        "nats/dim", "test", N, 0, 7,
+        "nats/dim", "test", N, [], 7,
     )  # fmt: skip
     assert report.nfe_max == arrays["nfe"].max() and report.nfe_mean == pytest.approx(arrays["nfe"].mean())
     assert arrays["nfe"].min() > 10 and report.images_per_second > 0
@@ -74,16 +82,16 @@ def test_what_does_not_converge_is_counted_and_left_out():
     x = X[:8].copy()
     x[3] = 1000.0  # where the network returns nan
     report, arrays = evaluate_likelihood(experiment(x), {}, options(batch_size=4), step=0, seed=0)
-    assert (report.examples, report.not_converged) == (7, 1)
+    assert (report.examples, report.not_converged) == (7, [3])
     assert np.flatnonzero(~arrays["converged"]).tolist() == [3] and np.isnan(arrays["value"][3])
     assert report.value == pytest.approx(np.delete(arrays["value"], 3).mean(), rel=1e-6)
-    assert "1 did not converge and are left out" in report.line()
+    assert "1 did not converge and are left out (examples 3)" in report.line()
 
 
 def test_nothing_converged_is_nan_not_an_error():
     report, _ = evaluate_likelihood(experiment(X[:4], broken=True), {}, options(batch_size=4), step=0, seed=0)
     assert np.isnan(report.value) and np.isnan(report.standard_error)
-    assert (report.examples, report.not_converged) == (0, 4)
+    assert (report.examples, report.not_converged) == (0, [0, 1, 2, 3])
 
 
 def test_grey_levels_are_in_bits_of_their_own_cells():
@@ -98,15 +106,121 @@ def test_grey_levels_are_in_bits_of_their_own_cells():
     np.testing.assert_allclose(arrays["value"], flat, atol=0.03 / np.log(2))
 
 
-def test_a_report_is_readable(tmp_path):
-    report = LikelihoodReport(1.5, float("nan"), "bits/dim", "test", 1, 0, 20.0, 20, 3.0, 9)
-    arrays = {"value": np.array([1.5]), "converged": np.array([True])}
+def test_a_report_is_readable(tmp_path, evaluated):
+    report, arrays = evaluated
     written = write_likelihood(report, arrays, tmp_path / "eval" / "likelihood_test")
-    assert [p.name for p in written] == ["likelihood_test.json", "likelihood_test.npz"]
+    assert [p.name for p in written] == ["likelihood_test.json", "likelihood_test.npz", "likelihood_test.png"]
     found = json.loads(written[0].read_text())
-    assert (found["value"], found["standard_error"], found["unit"], found["step"]) == (1.5, None, "bits/dim", 9)
+    assert (found["value"], found["unit"], found["step"]) == (report.value, "nats/dim", 7)
+    assert found["bound"] is None and found["spread_draws"] is None  # JSON has no nan
     with np.load(written[1], allow_pickle=False) as found:
-        assert found["value"] == 1.5 and found["converged"].dtype == bool
+        np.testing.assert_array_equal(found["value"], arrays["value"])
+    with Image.open(written[2]) as image:
+        assert image.size == (480, 240) and len(np.unique(np.asarray(image))) > 2
+    table = report.table()
+    assert f"{report.value:.4f} +- {report.standard_error:.4f} nats/dim" in table
+    assert "bound" not in table and "pass to pass" not in table  # what was not asked for is not shown
+
+
+# --- bounds, passes, round trips -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def in_full():
+    few = options(
+        divergence=ss.Hutchinson(4), passes=3, bound="continuous", bound_draws=40, round_trip=5, num_examples=60
+    )
+    return evaluate_likelihood(experiment(X), {}, few, step=0, seed=0)
+
+
+def test_all_that_is_asked_for_is_reported(in_full):
+    report, arrays = in_full
+    assert report.passes == 3 and report.examples == 60
+    assert {k: v.shape for k, v in arrays.items()} == dict.fromkeys(arrays, (60, 3))
+    assert {"value", "bound", "probe_error", "prior_kl", "latent_norm", "nfe", "converged", "index"} == set(arrays)
+    # The bound is one: above the value, but for the errors of both.
+    assert report.bound > report.value - 3 * (report.bound_standard_error + report.standard_error)
+    assert abs(report.bound - report.value) < 0.5
+    # KL = alpha^2 |x|^2/(2 sigma^2) a dimension: alpha = 0.0066, |x|^2/2 = 0.32 on average
+    assert report.prior_kl == pytest.approx(0.5 * 0.0066**2 * np.square(X[:60]).sum(1).mean() / 2, rel=0.05)
+    assert 0.7 < report.latent_norm < 1.4  # a chi-square of 120 degrees over 120: 1 +- 0.13
+    assert report.round_trip < 1e-3  # tolerance 1e-5, both ways
+    table = report.table()
+    for part in ("probability flow", "pass to pass", "over probes", "bound", "prior mismatch", "latent", "round trip"):
+        assert part in table
+
+
+def test_the_spread_between_passes_is_that_of_the_probes(in_full):
+    report, _ = in_full
+    # Continuous data: only the probes differ, 4 of them, whose error each pass estimates.
+    assert report.spread_draws == pytest.approx(report.probe_error, rel=0.35)
+    assert report.spread_examples == pytest.approx(0.5, rel=0.35)  # log p of 2-D Gaussian data: variance 1
+
+
+def test_spreads_are_those_of_an_analysis_of_variance():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4000, 1)) * 2.0 + rng.normal(size=(4000, 5)) * 3.0
+    mean, error, between, within = spreads(values)
+    assert between == pytest.approx(2.0, rel=0.1) and within == pytest.approx(3.0, rel=0.03)
+    assert error == pytest.approx(((4 + 9 / 5) / 4000) ** 0.5, rel=0.05) and abs(mean) < 4.5 * error
+    assert np.isnan(spreads(values[:, :1])[3]) and np.isnan(spreads(values[:1])[1])
+
+
+def test_an_evaluation_that_was_cut_off_is_taken_up_again(tmp_path, monkeypatch):
+    e, few, partial_file = experiment(X), options(num_examples=12, batch_size=4, passes=2), tmp_path / "part.npz"
+    whole, arrays = evaluate_likelihood(e, {}, few, step=0, seed=0)
+    keep, calls = likelihood_room._keep, []
+
+    def stop_after_four(*args):
+        keep(*args)
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(likelihood_room, "_keep", stop_after_four)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_likelihood(e, {}, few, step=0, seed=0, partial_file=partial_file)
+    monkeypatch.setattr(likelihood_room, "_keep", lambda *args: calls.append(None) or keep(*args))
+    resumed, again = evaluate_likelihood(e, {}, few, step=0, seed=0, partial_file=partial_file)
+    assert len(calls) == 6  # of 2 * 3 batches, 4 were there
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(again[name], values, err_msg=name)
+    assert resumed.value == whole.value and not partial_file.exists()
+
+
+@pytest.mark.parametrize("change", [dict(seed=1), dict(step=5), dict(rtol=1e-3)], ids=str)
+def test_another_evaluation_s_part_is_not_taken(change, tmp_path):
+    e, partial_file = experiment(X), tmp_path / "part.npz"
+    given = dict(step=0, seed=0) | {k: v for k, v in change.items() if k != "rtol"}
+    stamp = likelihood_room._stamp(options(num_examples=4), 0, 0, 4, "nats/dim")
+    other = options(num_examples=4, **{k: v for k, v in change.items() if k == "rtol"})
+    likelihood_room._keep(partial_file, stamp, [{"value": np.zeros(4)}])
+    report, _ = evaluate_likelihood(e, {}, other, partial_file=partial_file, **given)
+    assert report.value != 0
+
+
+def test_a_damaged_part_is_begun_anew(tmp_path):
+    partial_file = tmp_path / "part.npz"
+    partial_file.write_bytes(b"PK\x03\x04 cut off")
+    report, _ = evaluate_likelihood(
+        experiment(X), {}, options(num_examples=4), step=0, seed=0, partial_file=partial_file
+    )
+    assert report.examples == 4
+
+
+def test_the_discrete_bound_can_be_asked_for():
+    few = options(num_examples=20, bound="discrete", bound_draws=100)
+    report, _ = evaluate_likelihood(experiment(X), {}, few, step=0, seed=0)
+    assert abs(report.bound - report.value) < 1.0 and np.isfinite(report.bound_standard_error)
+
+
+def test_an_exact_divergence_that_takes_hours_is_refused(monkeypatch):
+    monkeypatch.setattr(likelihood_room, "_EXACT_IS_QUICK", 1)
+    e = experiment(X)
+    likelihood_room._refuse_hours(e, {}, options(), 10)  # two dimensions take no hours
+    with pytest.raises(EvaluationError, match="2 dimensions takes .* hours here .* eval.divergence=hutch"):
+        likelihood_room._refuse_hours(e, {}, options(), 10, limit=0.0)
+    likelihood_room._refuse_hours(e, {}, options(divergence=ss.Hutchinson()), 10, limit=0.0)
 
 
 def test_the_prior_mismatch_is_as_stated():

@@ -94,6 +94,21 @@ def test_default_noise_levels_are_those_of_karras(x64):
     assert follows(np.log(ss.times.LogNormal()(KEY, ss.EDM(), N)), NormalDist(-1.2, 1.2).cdf)
 
 
+@every_sde
+def test_log_snr_times_have_the_density_g2_over_sigma2(sde, x64):
+    """Its distribution function is the integral of g^2/sigma^2, here by quadrature rather than through the log-SNR."""
+    t = np.sort(np.asarray(ss.times.LogSNR()(KEY, sde, N)))
+    grid = np.geomspace(float(sde.t_min), float(sde.t_max), 20001)
+    if isinstance(sde, (ss.CosineVP, ss.RectifiedFlow)):  # the density rises again towards T
+        grid = np.unique(np.concatenate([grid, 1 - np.geomspace(1 - grid[-1], 1 - grid[0], 20001)]))
+        grid = grid[(grid >= float(sde.t_min)) & (grid <= float(sde.t_max))]
+    density = np.asarray(sde.diffusion(jnp.asarray(grid)) ** 2 / sde.sigma(jnp.asarray(grid)) ** 2)
+    mass = np.concatenate([[0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))])
+    u = np.interp(t, grid, mass / mass[-1])
+    # One time in each of N strata, so the k-th is within 1/N of k/N; 1e-3 for the quadrature.
+    assert np.abs(u - (np.arange(N) + 0.5) / N).max() < 1 / N + 1e-3
+
+
 @pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-0.5, 1.5)])
 @every_sde
 def test_logits_of_times_are_normal(sde, mean, std, x64):

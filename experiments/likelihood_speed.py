@@ -1,0 +1,142 @@
+"""Images per second of the likelihood against a SciPy solve on the host, at equal error of the log-density.
+
+The baseline is how the field computes it: SciPy's RK45 on the host in float64, over the whole batch and its
+log-densities in one vector, with two compiled functions of the network, one for the drift and one for the divergence
+(the gradient of v . f, v the probe).  Both solve for the same images and probes under the same network: the trained
+digits, and a DDPM++ of 2.5M parameters at 32x32x3.  The error is the mean distance from a solve at a far smaller
+tolerance; time is compared where the two curves of time over error have the same error.  Needs scipy, which JAX brings.
+"""
+
+import runpy
+import sys
+import time as clock
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import Figures, arguments
+from flax.traverse_util import unflatten_dict
+from scipy.integrate import solve_ivp
+
+import score_sde as ss
+from score_sde.config import base_config, build
+
+ROOT = Path(__file__).parents[1]
+
+
+def digits(batch: int):
+    """(SDE, score with trained weights, dequantised test digits)."""
+    sys.path.insert(0, str(ROOT / "configs"))
+    experiment = build(runpy.run_path(str(ROOT / "configs" / "vp_digits.py"))["get_config"]()).experiment
+    with np.load(ROOT / "experiments" / "results" / "vp_digits_ema.npz") as found:
+        params = unflatten_dict({tuple(k.split("/")): jnp.asarray(found[k]) for k in found.files})
+    x = experiment.load("test")[np.arange(batch)]["x"]
+    return experiment.sde, experiment.score(params), experiment.scale(jax.random.key(1), jnp.asarray(x))
+
+
+def ddpmpp(batch: int):
+    """(SDE, score of a random DDPM++ under EDM's preconditioning, smooth random images in [-1, 1])."""
+    c = base_config()
+    c.model.nf, c.model.ch_mult, c.model.num_res_blocks = 32, (1, 2, 2, 2), 2
+    c.model.init_scale, c.model.dropout = 0.1, 0.0  # not zero, or the network would be
+    c.objective.prediction, c.objective.sigma_data = "edm", 0.5
+    experiment = build(c).experiment
+    params = jax.jit(experiment.init)(jax.random.key(0))
+    print(f"DDPM++ with {sum(p.size for p in jax.tree.leaves(params)):,} parameters")
+    coarse = 0.5 * jax.random.normal(jax.random.key(1), (batch, 8, 8, 3))
+    x = jax.image.resize(coarse, (batch, 32, 32, 3), "cubic")
+    return experiment.sde, experiment.score(params), x + 0.02 * jax.random.normal(jax.random.key(2), x.shape)
+
+
+class Host:
+    """The baseline."""
+
+    def __init__(self, sde, score, x, probes):
+        self.sde, self.x, self.evaluations = sde, x, 0
+
+        def drift(x, t):
+            return sde.flow_drift(score, x, jnp.full(x.shape[:1], t))
+
+        self.drift = jax.jit(drift)
+        divergence = jax.grad(lambda x, t: jnp.sum(drift(x, t) * probes))
+        self.divergence = jax.jit(lambda x, t: jnp.sum(divergence(x, t) * probes, axis=(1, 2, 3)))
+
+    def __call__(self, tolerance: float) -> tuple[np.ndarray, float]:
+        shape, size = self.x.shape, self.x.size
+        self.evaluations = 0
+
+        def field(t, y):
+            self.evaluations += 1
+            x, t = jnp.asarray(y[:size].reshape(shape), jnp.float32), jnp.float32(t)
+            return np.concatenate([np.asarray(self.drift(x, t)).ravel(), np.asarray(self.divergence(x, t))])
+
+        start = np.concatenate([np.asarray(self.x, np.float64).ravel(), np.zeros(shape[0])])
+        ends = float(self.sde.t_min), float(self.sde.t_max)
+        end = solve_ivp(field, ends, start, rtol=tolerance, atol=tolerance, method="RK45").y[:, -1]
+        latent = jnp.asarray(end[:size].reshape(shape), jnp.float32)
+        return np.asarray(self.sde.prior_log_prob(latent)) + end[size:], self.evaluations
+
+
+class Ours:
+    """`log_prob`, with one step size for the batch: there is one device, and every sample rides along anyway."""
+
+    def __init__(self, sde, score, x, keys):
+        self.arguments = keys, sde, score, x
+
+    def __call__(self, tolerance: float) -> tuple[np.ndarray, float]:
+        lp = ss.log_prob(*self.arguments, rtol=tolerance, atol=tolerance, whole_batch=True)
+        return np.asarray(lp.nats), float(lp.nfe.mean())
+
+
+def at_error(curve: list[tuple[float, float]], error: float) -> float:
+    """The value that a curve of (error, value) has at an error, by interpolation in logarithms."""
+    errors, values = np.log(np.array(sorted(curve))).T
+    return float(np.exp(np.interp(np.log(error), errors, values)))
+
+
+def compare(name: str, sde, score, x, tolerances: dict, reference: float, rounds: int, figures: Figures) -> None:
+    keys = jax.random.split(jax.random.key(3), x.shape[0])
+    probes = jax.vmap(ss.Hutchinson().draw)(keys, x)[:, 0]
+    solvers = {"ours": Ours(sde, score, x, keys), "host": Host(sde, score, x, probes)}
+    exact, _ = solvers["ours"](reference)
+    seconds, errors, counts = {}, {}, {}
+    for solve in solvers.values():
+        solve(1e-1)  # compiles
+    for _ in range(rounds):  # in turns: the machine's mood changes
+        for level in range(len(tolerances["ours"])):
+            for who, solve in solvers.items():
+                began = clock.perf_counter()
+                nats, counts[who, level] = solve(tolerances[who][level])
+                seconds.setdefault((who, level), []).append(clock.perf_counter() - began)
+                errors[who, level] = float(np.abs(nats - exact).mean() / x[0].size / np.log(2))
+    curves = {}
+    print(f"{name}: {x.shape[0]} images; solver, tolerance, NFE, mean error in bits/dim, seconds, ms per evaluation")
+    for (who, level), times in sorted(seconds.items()):
+        best, nfe = float(np.median(times)), counts[who, level]
+        tolerance, error = tolerances[who][level], errors[who, level]
+        print(f"  {who}  {tolerance:<8.0e}{nfe:>5.0f}  {error:.1e}  {best:8.2f} {1e3 * best / nfe:8.1f}")
+        curves.setdefault(who, []).append((errors[who, level], best, nfe))
+    low = max(min(e for e, _, _ in curve) for curve in curves.values())
+    high = min(max(e for e, _, _ in curve) for curve in curves.values())
+    if low > high:
+        print("  the curves have no error in common: change the tolerances")
+        figures.at_least(f"{name}: images/s over the host's at equal error", float("nan"), 1.5)
+        return
+    error = float(np.sqrt(low * high))
+    (time, nfe), (host_time, host_nfe) = (
+        [at_error([(c[0], c[k]) for c in curves[who]], error) for k in (1, 2)] for who in ("ours", "host")
+    )
+    time_ratio, nfe_ratio = host_time / time, host_nfe / nfe
+    figures.at_least(f"{name}: images/s over the host's at an error of {error:.1e}", time_ratio, 1.5)
+    print(f"  of which per evaluation {time_ratio / nfe_ratio:.2f}, fewer evaluations {nfe_ratio:.2f}")
+
+
+if __name__ == "__main__":
+    args = arguments(__doc__).parse_args()
+    figures = Figures()
+    ladders = {"ours": (3e-3, 1e-3, 3e-4, 1e-4), "host": (1e-3, 3e-4, 1e-4, 1e-5)}
+    compare("digits", *digits(32), ladders, 1e-5, 3, figures)
+    ladders = {"ours": (3e-3, 1e-3, 3e-4), "host": (3e-3, 1e-3, 1e-4)}
+    compare("DDPM++ 32x32x3", *ddpmpp(4), ladders, 3e-5, 3, figures)
+    figures.end(args.check)
