@@ -89,7 +89,7 @@ VARIANTS = {
         ss.UniPC(3, published=True),
     ],
     ss.SASolver: [ss.SASolver(), ss.SASolver(2, 0), ss.SASolver(1, 2), ss.SASolver(3, 4), ss.SASolver(tau=1.0)],
-    ss.IPNDM: [ss.IPNDM(2), ss.IPNDM()],
+    ss.IPNDM: [ss.IPNDM(k) for k in (1, 2, 3, 4)],
     ss.DDIM: [ss.DDIM(), ss.DDIM(0.5)],
     ss.SDEDPMSolverPP: [ss.SDEDPMSolverPP(1), ss.SDEDPMSolverPP(2), ss.SDEDPMSolverPP(2, eta=0.5)],
     ss.Ancestral: [ss.Ancestral(), ss.Ancestral(forward_variance=True)],
