@@ -17,14 +17,17 @@ from score_sde.likelihood import ExactDivergence as ExactDivergence
 from score_sde.likelihood import Hutchinson as Hutchinson
 from score_sde.likelihood import LogProb as LogProb
 from score_sde.likelihood import bits_per_dim as bits_per_dim
+from score_sde.likelihood import bound_by_noise_level as bound_by_noise_level
 from score_sde.likelihood import continuous_bound as continuous_bound
 from score_sde.likelihood import dequantise as dequantise
 from score_sde.likelihood import discrete_bound as discrete_bound
+from score_sde.likelihood import energy_distance as energy_distance
 from score_sde.likelihood import importance_weighted as importance_weighted
 from score_sde.likelihood import log_prob as log_prob
 from score_sde.likelihood import optimal_variances as optimal_variances
 from score_sde.likelihood import prior_kl as prior_kl
 from score_sde.likelihood import quantise as quantise
+from score_sde.likelihood import score_error as score_error
 from score_sde.objectives import denoising_score_matching as denoising_score_matching
 from score_sde.objectives import times as times
 from score_sde.objectives import weightings as weightings

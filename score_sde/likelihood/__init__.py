@@ -13,6 +13,9 @@ from score_sde.likelihood.density import log_prob as log_prob
 from score_sde.likelihood.dequantisation import Cells as Cells
 from score_sde.likelihood.dequantisation import dequantise as dequantise
 from score_sde.likelihood.dequantisation import quantise as quantise
+from score_sde.likelihood.diagnostics import bound_by_noise_level as bound_by_noise_level
+from score_sde.likelihood.diagnostics import energy_distance as energy_distance
+from score_sde.likelihood.diagnostics import score_error as score_error
 from score_sde.likelihood.divergence import Divergence as Divergence
 from score_sde.likelihood.divergence import ExactDivergence as ExactDivergence
 from score_sde.likelihood.divergence import Hutchinson as Hutchinson
