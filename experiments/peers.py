@@ -331,7 +331,8 @@ for _q, _bh, _corrector in itertools.product((1, 2, 3), (1, 2), (True, False)):
 for _p, _c in [(2, 0), (3, 0), (2, 2), (3, 3)]:
     _sa = {"predictor_order": _p, "corrector_order": max(_c, 1), "predictor_only": _c == 0, "lower_order_final": False}
     _sa |= {"prediction_type": "sample", "tau_func": lambda t: 0}
-    _add_d(f"SASolver P{_p}" + f"C{_c}" * (_c > 0) + " tau=0", max(_p, _c), "SASolver", **_sa)
+    _ours = f"SASolver(order={_p}, corrector_points={_c})"
+    _add_d(f"SASolver P{_p}" + f"C{_c}" * (_c > 0) + " tau=0", max(_p, _c), "SASolver", _ours, **_sa)
 
 _stochastic = {"deterministic": False}
 _ours = "SDEDPMSolverPP(order=1)"

@@ -118,7 +118,7 @@ def sample_sde(
     t_end = sde.t_sampling if t_end is None else t_end
     times = None
     if steps is not None or not callable(grid):
-        times = make_times(sde, grid, steps or 0, t_start, t_end)
+        times = make_times(sde, grid, steps or 0, t_start, t_end, None if x_init is None else x_init.dtype)
         t_start, t_end = times[0], times[-1]
         if is_concrete((times, resolution)):
             shortest, least = float(-np.diff(np.asarray(times)).max()), float(resolution * (t_start - t_end))

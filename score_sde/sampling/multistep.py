@@ -3,7 +3,7 @@
 A formula of order q uses q evaluations, and its starting values must have a local error of order q.  So the first steps
 here are single-step ones of order q - 1, with stages of their own.  The published solvers start with order 1 and raise
 it step by step, which caps the order of the whole solve at 2; `published=True` does as they do.  It saves 1 to 4
-evaluations, which at very few steps can be worth more than the order.
+evaluations, which up to some 30 of them is worth more than the order (experiments/samplers.md).
 """
 
 from collections.abc import Callable
@@ -78,12 +78,12 @@ def multistep(
     return chain(blocks)
 
 
-def _second_order(at: Levels, scale: Callable[[Array], Array]) -> Weights:
-    """Weights of n <= 2 data predictions: a constant, and half of `scale` times the slope through the last two."""
+def _second_order(at: Levels, scale: Callable[[Array], Array], form: DataForm = DATA) -> Weights:
+    """Weights of n <= 2 data predictions: a constant, and half of `scale(h)` times the slope through the last two."""
 
     def weights(steps, n):
         now, then = at[steps], at[steps + 1]
-        whole = DATA.total(now, then)
+        whole = form.total(now, then)
         if n == 1:
             return [whole]
         h = gap(now, then)
@@ -202,7 +202,7 @@ class SASolver(LinearSampler):
     """SA-Solver: stochastic exponential Adams methods on the predicted data (Xue et al. 2023, algorithm 1).
 
     A predictor through `order` points, and a corrector through `corrector_points`, the newest included (0: none), which
-    costs no evaluation.  The polynomials are integrated exactly.
+    costs no evaluation.  Parabolas and cubics are integrated exactly; lines, as published, without the exponential.
 
     tau: strength of the noise: 0 (the default) solves the probability flow, 1 the reverse SDE.
 
@@ -229,13 +229,24 @@ class SASolver(LinearSampler):
     def plan(self, sde, times):
         at, form = exponential.levels(sde, times), DataForm(self.tau)
 
+        def scale(h):
+            return (1 + self.tau**2) * h
+
+        line, adams = _second_order(at, scale, form), _adams(form, sde, at)
+
+        def predict(steps, n):
+            return line(steps, n) if n < 3 else adams(steps, n)
+
         def correct(steps, n):  # the F at the end comes first
             now, then, used = at[steps], at[steps + 1], min(n, self.corrector_points)
+            if used == 2:
+                half = 0.5 * then.alpha * scale(gap(now, then))
+                return [half, form.total(now, then) - half] + [jnp.zeros_like(half)] * (n - 2)
             weights = lagrange(form, sde, now, then, [then, now, *(at[steps - j] for j in range(1, used - 1))])
             return weights + [jnp.zeros_like(weights[0])] * (n - used)
 
         return multistep(
-            form, sde, at, self.order, _adams(form, sde, at),
+            form, sde, at, self.order, predict,
             singles=0, correct=correct if self.corrector_points else None, noise=form.noise(at[:-1], at[1:]),
         )  # fmt: skip
 

@@ -151,7 +151,7 @@ class EDMStochastic(LinearSampler):
 
     def plan(self, sde, times):
         now, then, steps = steps_of(sde, times)
-        gamma = jnp.minimum(self.s_churn / steps.size, np.sqrt(2) - 1)
+        gamma = jnp.minimum(self.s_churn / steps.size, 2**0.5 - 1)
         churned = (steps > 0) & (now.rho >= self.s_min) & (now.rho <= self.s_max) & (gamma > 0)
         top = levels(sde, jnp.asarray(sde.t_max, times.dtype)[None])
         rho = jnp.minimum((1 + jnp.where(churned, gamma, 0)) * now.rho, top.rho)

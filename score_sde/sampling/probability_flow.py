@@ -63,7 +63,7 @@ class RungeKutta(Deterministic):
 
 
 class ProbabilityFlowEuler(RungeKutta):
-    """Euler's method on the probability flow in t: x <- x + (a x - g^2 s/2) dt.  Order 1; DDIM is better."""
+    """Euler's method on the probability flow in t: x <- x + (a x - g^2 s/2) dt.  Order 1."""
 
     order: int = static(1)
 
