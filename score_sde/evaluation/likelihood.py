@@ -276,7 +276,7 @@ def _stamp(options: EvalOptions, seed: int, step: int, total: int, unit: str) ->
 def _resume(path: Path | None, stamp: str) -> list[dict[str, np.ndarray]]:
     """What an unfinished evaluation of the same kind has left: one part, or none."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
             part = {k: found[k] for k in found.files}
     except (OSError, TypeError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # none, or damaged: begin anew
         return []
