@@ -188,6 +188,7 @@ def test_an_evaluation_that_was_cut_off_is_taken_up_again(tmp_path, monkeypatch)
     assert resumed.value == whole.value and not partial_file.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [dict(seed=1), dict(step=5), dict(rtol=1e-3)], ids=str)
 def test_another_evaluation_s_part_is_not_taken(change, tmp_path):
     e, partial_file = experiment(X), tmp_path / "part.npz"
@@ -208,6 +209,7 @@ def test_a_damaged_part_is_begun_anew(tmp_path):
     assert report.examples == 4
 
 
+@pytest.mark.slow
 def test_the_discrete_bound_can_be_asked_for():
     few = options(num_examples=20, bound="discrete", bound_draws=100)
     report, _ = evaluate_likelihood(experiment(X), {}, few, step=0, seed=0)

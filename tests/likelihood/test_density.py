@@ -257,6 +257,7 @@ def test_the_gradient_is_the_score_and_flows_to_the_weights(x64):
     np.testing.assert_allclose(by_weights, difference, rtol=1e-4)  # 1e-8/step of error in the difference
 
 
+@pytest.mark.slow
 def test_memory_of_the_gradient_does_not_grow_with_the_evaluations():
     sde, target = ss.VP(), ss.Gaussian(jnp.zeros(500), 0.5)
     temporary = []

@@ -41,6 +41,7 @@ def test_energy_distance_of_normals_is_that_of_the_closed_form():
     assert float(far) == pytest.approx(2 * 10 - 2 * 2 / np.pi**0.5, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_flow_and_the_reverse_sde_agree_on_an_exact_score_alone():
     score = TARGET.score(SDE)
 

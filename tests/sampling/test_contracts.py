@@ -16,27 +16,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import score_sde as ss
 from score_sde.sampling import loop
-from tests.catalogue import GRIDS, PREDICTIONS, SAMPLER_CLASSES, SAMPLERS, SDES, describe, name, order_of
+from tests.catalogue import (
+    GRIDS,
+    PREDICTIONS,
+    PREDICTOR_CORRECTORS,
+    SAMPLER_CLASSES,
+    SAMPLERS,
+    SDES,
+    describe,
+    name,
+    order_of,
+)
 from tests.sampling import planned
 from tests.sampling.planned import STEPS, Straight, gaussian, grid, mixture, probe, replay, solve
 from tests.scores import WAYS
 
-# Variants whose formulas occur in another one as well; what is left as default has each class and each option.
-SLOW = [
-    *(ss.DEIS(k, variable) for variable in ("rho", "log_snr") for k in (1, 2, 3, 4) if (k, variable) != (3, "log_snr")),
-    ss.DEIS(4, published=True),
-    *(ss.DEIS(k) for k in (1, 2, 4)),
-    *(ss.IPNDM(k) for k in (1, 2, 3)),
-    ss.DPMSolver(1),
-    ss.DPMSolverPP(1),
-    *(ss.RungeKutta(k) for k in (1, 2, 3)),
-    *(ss.SASolver(k, points) for k, points in ((2, 0), (1, 2), (3, 4))),
-    *(ss.UniPC(k, corrector=False) for k in (1, 3)),
-    ss.UniPC(1),
-    ss.SDEDPMSolverPP(2, eta=0.5),
-    *(ss.UniPC(k, bh=1) for k in (1, 2)),
-    ss.UniPC(3, published=True),
+# One of each class, and where classes hold formulas of two kinds both of them; the rest are slow tests.
+DEFAULT = [
+    *(s for s in SAMPLERS if s == type(s)()),
+    ss.DDIM(0.5),
+    ss.DPMSolverPP(3),
+    *PREDICTOR_CORRECTORS[:2],
 ]
+SLOW = [s for s in SAMPLERS if s not in DEFAULT]
 STRAIGHT = len(SDES)  # the number of the process that ends without noise
 TYPES = range(-1, len(PREDICTIONS))  # the numbers of WAYS in planned.Probe
 
