@@ -53,15 +53,20 @@ def solve_is_exact_enough(sde, score, samples):
     assert lp.nfe.mean() < 130
 
 
-@pytest.mark.parametrize("sde", SDES, ids=name)
+def published_first(sdes):
+    """VE, VP and sub-VP, and the others as slow tests."""
+    published = (ss.VE, ss.VP)  # sub-VP is a VP
+    return [s if isinstance(s, published) else pytest.param(s, marks=pytest.mark.slow) for s in sdes]
+
+
+@pytest.mark.parametrize("sde", published_first(SDES), ids=name)
 def test_density_of_a_mixture_is_met_to_1e_4_bits_per_dim(sde):
     solve_is_exact_enough(sde, mixture_of_six().score(sde), samples=256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS[1:])
-@pytest.mark.parametrize(
-    "sde", [s if isinstance(s, ss.VE) else pytest.param(s, marks=pytest.mark.slow) for s in SDES], ids=name
-)
+@pytest.mark.parametrize("sde", SDES, ids=name)
 def test_density_is_as_exact_through_a_network_of_any_kind(sde, way):
     solve_is_exact_enough(sde, ExactScore(mixture_of_six(), sde, jnp.array(WAYS.index(way))), samples=64)
 
