@@ -76,9 +76,7 @@ def test_samples_that_are_not_finite_are_an_error():
     [
         (partial(ss.sample, sampler=ss.UniPC(), steps=9, grid=ss.grids.log_snr), 9, 13),
         (partial(ss.sample_adaptive, rtol=1e-3, atol=1e-3), None, 200),
-        pytest.param(
-            partial(ss.sample_sde, rtol=1e-1, atol=1e-1, resolution=2**-8), None, 500, marks=pytest.mark.slow
-        ),
+        pytest.param(partial(ss.sample_sde, rtol=1e-1, atol=1e-1, resolution=2**-8), None, 500, marks=pytest.mark.slow),
     ],
     ids=["steps", "adaptive_ode", "adaptive_sde"],
 )
