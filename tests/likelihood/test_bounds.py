@@ -1,8 +1,9 @@
 """Variational bounds with exact scores, where every term has a closed form.
 
 Data N(m, c I) under a chain: D(x_i) is affine in x_i, so E|x - D(x_i)|^2 given x is known, and with it the whole bound.
-Mutations that turn a test here red: the KL's variances swapped, its 1/2 dropped, c_i without alpha_{i-1}, the prior's
-term dropped, the decoder at sigma_1^2 instead of sigma_1, log-SNR taken for its half, the reconstruction's sign.
+Mutations that were planted and turned a test red, here or in test_discrete: the KL's variances swapped, its 1/2
+dropped, c_i without alpha_{i-1}, the prior's term dropped, the decoder at sigma_1^2 instead of sigma_1, the integral's
+1/2 as 1/4, the reconstruction's sign.
 """
 
 import jax

@@ -3,9 +3,8 @@
 Both end terms are exact where a solve is measured: it starts in the marginal at t_min and ends in the one at t_max, so
 that what is left is the error of the solve alone.
 
-Mutations that turn a test here red: the divergence's sign, the direction of time, g^2 without its half, probes drawn
-anew at each evaluation, a sum over probes that is not divided by their number, the drift's divergence left out, the
-prior's density at another time, one step size for all samples in place of their own.
+Mutations that were planted and turned a test here red: the integral's sign, g^2 without its half, a sum over probes
+that is not divided by their number.
 """
 
 import jax
