@@ -114,6 +114,7 @@ def sample_sde(
 
     Raises: as `sample_adaptive`.
     """
+    check_shape(x_init, shape)
     t_start = sde.t_max if t_start is None else t_start
     t_end = sde.t_sampling if t_end is None else t_end
     times = None
@@ -130,7 +131,6 @@ def sample_sde(
     else:
         check_time(sde, "t_start", t_start)
         check_time(sde, "t_end", t_end)
-    check_shape(x_init, shape)
     return _solve_sde(
         key, tuple(shape), sde, score, x_init, temperature, denoise, t_start, t_end, times, rtol, atol, solver,
         resolution, max_steps,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from score_sde.arrays import expand, sum_event
 from score_sde.sampling import grids
 from score_sde.sampling.adaptive import sample_adaptive
-from score_sde.sampling.loop import make_times, solve_from
+from score_sde.sampling.loop import check_shape, make_times, solve_from
 from score_sde.sampling.multistep import UniPC
 from score_sde.sampling.results import Samples
 from score_sde.sampling.sampler import Sampler
@@ -56,6 +56,7 @@ def encode(
         raise ValueError(f"encoding needs a deterministic sampler, got {type(sampler).__name__}, which draws noise.")
     t_start = sde.t_sampling if t_start is None else t_start
     t_end = sde.t_max if t_end is None else t_end
+    check_shape(x, x.shape)
     check_time(sde, "t_start", t_start)
     check_time(sde, "t_end", t_end)
     times = make_times(sde, grid, steps, t_end, t_start, x.dtype)[::-1]

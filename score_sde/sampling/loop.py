@@ -80,11 +80,11 @@ def sample(
     >>> abs(float(out.x.std()) - 0.5) < 0.05, int(out.nfe[0])
     (True, 15)
     """
+    check_shape(x_init, shape)
     dtype = None if x_init is None else x_init.dtype
     times = make_times(sde, grid, steps, t_start, sde.t_sampling if t_end is None else t_end, dtype)
     if trajectory is not None and not 1 <= trajectory <= times.size - 1:
         raise ValueError(f"trajectory must be in 1..{times.size - 1}, the number of steps; got {trajectory}.")
-    check_shape(x_init, shape)
     jax.eval_shape(lambda key: sample_keys(key, shape[0]), key)  # refuses a bad key before anything compiles
     return _solve(
         key, tuple(shape), sde, score, sampler, times, x_init, temperature, denoise, trajectory, progress
@@ -106,6 +106,8 @@ def solve_from(sde: AffineSDE, score: Score, x: Array, sampler: Sampler, times: 
 def check_shape(x_init: Array | None, shape: tuple[int, ...]) -> None:
     if x_init is not None and x_init.shape != tuple(shape):
         raise ValueError(f"expected x_init of shape {tuple(shape)}, got {x_init.shape}.")
+    if x_init is not None and not jnp.issubdtype(x_init.dtype, jnp.floating):
+        raise ValueError(f"expected a floating-point x_init, got {x_init.dtype}. Scale the data first.")
 
 
 def start_from_prior(sde: AffineSDE, keys: Array, shape: tuple[int, ...], t: Number, temperature: Number) -> Array:

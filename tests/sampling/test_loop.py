@@ -278,6 +278,7 @@ def test_a_bad_denoising_is_reported_as_the_step_after_the_last():
         (dict(grid=np.array([1.0], np.float32)), "at least two times"),
         (dict(grid=np.ones((2, 2), np.float32)), "at least two times"),
         (dict(x_init=np.ones((4, 3), np.float32)), r"x_init of shape \(4, 2\), got \(4, 3\)"),
+        (dict(x_init=np.ones((4, 2), np.int32)), "a floating-point x_init, got int32"),
         (dict(trajectory=11), r"trajectory must be in 1..10, the number of steps; got 11"),
         (dict(trajectory=0), "trajectory must be in 1..10"),
         (dict(trajectory=3, grid=np.array([1.0, 0.5, 0.1], np.float32)), "trajectory must be in 1..2"),
