@@ -108,6 +108,8 @@ def _toy(draw: Callable, split: str) -> data.Source:
 DATASETS = {
     "digits": (lambda split, directory: data.digits(split), (8, 8, 1), 17),
     "cifar10": (data.cifar10, (32, 32, 3), 256),
+    "fashion_mnist": (data.fashion_mnist, (28, 28, 1), 256),
+    "mnist": (data.mnist, (28, 28, 1), 256),
     **{
         draw.__name__: (lambda split, directory, draw=draw: _toy(draw, split), (2,), None)
         for draw in (data.swiss_roll, data.two_moons, data.checkerboard, data.eight_gaussians)

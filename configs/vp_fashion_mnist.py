@@ -1,0 +1,23 @@
+r"""VP SDE on Fashion-MNIST with a small DDPM++, sized for two CPU cores.
+
+python -m score_sde.main --config=configs/vp_fashion_mnist.py --mode=train --config.data.dir=FOLDER_OF_THE_IDX_FILES
+"""
+
+from score_sde.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.data.name = "fashion_mnist"
+    c.sde.beta_min, c.sde.beta_max = 0.1, 20.0
+    c.model.nf, c.model.ch_mult, c.model.num_res_blocks = 16, (1, 2, 4), 2
+    c.model.attn_resolutions, c.model.dropout = (7,), 0.0
+    c.objective.times = "stratified"
+    c.training.batch_size, c.training.steps = 64, 6000
+    c.training.learning_rate, c.training.warmup, c.training.ema_rate = 1e-3, 500, 0.999
+    c.training.log_every, c.training.checkpoint_every, c.training.snapshot_every = 50, 250, 2000
+    c.sampling.sampler, c.sampling.grid = "sde_dpm_solver_pp", "log_snr"
+    c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 100, 64, 64
+    c.eval.batch_size, c.eval.num_examples = 100, 2000
+    c.eval.rtol = c.eval.atol = 3e-4
+    return c

@@ -1,0 +1,77 @@
+"""MNIST and Fashion-MNIST from their IDX files: four files of one layout, gzipped as published or unpacked.
+
+An IDX file is a big-endian header (two zero bytes, the type of a number, the number of axes, then each axis' length as
+four bytes) and the numbers in row-major order (LeCun, http://yann.lecun.com/exdb/mnist).
+"""
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from score_sde.data.sources import ArraySource, DataError, check_split
+
+_NAMES = {"train": "train", "test": "t10k"}
+_UINT8 = 0x08
+
+
+def mnist(split: str, directory: str | os.PathLike) -> ArraySource:
+    """MNIST, handwritten digits of shape (28, 28, 1), 256 levels, 10 classes: 60,000 to train on, 10,000 to test on.
+
+    Files of the same form with fewer images are read too, for smoke runs.
+
+    Args:
+        split: 'train' or 'test'.
+        directory: holds `train-images-idx3-ubyte.gz` and its three companions, or the same unpacked, without `.gz`.
+
+    Raises:
+        ValueError: another split is asked for.
+        DataError: a file is missing, cut short or something else.
+
+    Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits" (1998).
+    """
+    return _split(split, Path(directory))
+
+
+def fashion_mnist(split: str, directory: str | os.PathLike) -> ArraySource:
+    """Fashion-MNIST, ten kinds of garment in the files of MNIST: arguments and errors are those of `mnist`.
+
+    Source: Xiao, Rasul, Vollgraf, arXiv:1708.07747 (2017), MIT licence.
+    """
+    return _split(split, Path(directory))
+
+
+def _split(split: str, directory: Path) -> ArraySource:
+    check_split(split)
+    images = _read(directory / f"{_NAMES[split]}-images-idx3-ubyte.gz", axes=3)
+    labels = _read(path := directory / f"{_NAMES[split]}-labels-idx1-ubyte.gz", axes=1)
+    if images.shape[1:] != (28, 28) or not len(images):
+        raise DataError(f"{directory}: expected images of 28x28 pixels, got shape {images.shape}; download them again")
+    if len(labels) != len(images):
+        raise DataError(f"{path}: expected {len(images):,} labels, one for each image, got {len(labels):,}")
+    if labels.max() > 9:
+        raise DataError(f"{path}: expected labels 0 to 9, got {labels.max()}; download it again")
+    return ArraySource(images[..., None], labels, levels=256, num_classes=10)
+
+
+def _read(path: Path, axes: int) -> np.ndarray:
+    """The uint8 array of an IDX file with so many axes, from `path` or the same without .gz."""
+    path = path if path.exists() or not path.with_suffix("").exists() else path.with_suffix("")
+    try:
+        data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: expected a readable IDX file, got {reason}; download it again") from error
+    header = 4 + 4 * axes
+    if len(data) < header or data[:4] != bytes([0, 0, _UINT8, axes]):
+        raise DataError(f"{path}: expected an IDX file of bytes with {axes} axes, got {data[:4].hex(' ')}")
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", axes, offset=4))
+    if len(data) != header + math.prod(shape):
+        raise DataError(
+            f"{path}: expected {header + math.prod(shape):,} bytes for shape {shape}, got {len(data):,}; "
+            "download it again"
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
