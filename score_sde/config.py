@@ -35,6 +35,12 @@ class ConfigError(ValueError):
     """The config makes no sense; the message lists every problem found."""
 
 
+def _diffrax_solver(name: str) -> Any:
+    import diffrax
+
+    return getattr(diffrax, name)()
+
+
 SDES = {
     "ve": sdes.VE,
     "vp": sdes.VP,
@@ -96,6 +102,11 @@ CLIPS = {"none": None, "static": sampling.Clipped, "dynamic": sampling.DynamicTh
 SAMPLER_KEYS = {"corrector": "unipc_corrector"}
 CORRECTOR_KEYS = {"steps": "corrector_steps", "levels": "corrector_levels"}
 
+# Makers, since diffrax is imported late.
+SOLVERS = {
+    "cash_karp": likelihood.cash_karp,
+    **{name.lower(): partial(_diffrax_solver, name) for name in ("Tsit5", "Dopri5", "Dopri8", "Bosh3")},
+}
 DIVERGENCES = {"hutchinson": likelihood.Hutchinson, "exact": likelihood.ExactDivergence}
 
 
@@ -163,7 +174,7 @@ def base_config() -> ConfigDict:
             "eval": {
                 "split": "test", "batch_size": 64, "num_examples": placeholder(int),
                 **_section(DIVERGENCES, "divergence", "hutchinson"),
-                "rtol": 3e-5, "atol": 3e-5, "whole_batch": False, "passes": 1,
+                "solver": "cash_karp", "rtol": 3e-5, "atol": 3e-5, "whole_batch": False, "passes": 1,
                 "bound": "continuous", "bound_draws": 50, "round_trip": 16, "seed": 0,
             },
         }
@@ -435,6 +446,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         make.check(c.eval[name] > 0, f"eval.{name} must be positive, got {c.eval[name]}")
     for name, least in dict(passes=1, bound_draws=1, round_trip=0).items():
         make.check(c.eval[name] >= least, f"eval.{name} must be at least {least}, got {c.eval[name]}")
+    solver = make.choose("eval.solver", SOLVERS, c.eval.solver)
     make.choose("eval.bound", dict.fromkeys(BOUNDS, True), c.eval.bound)
     for name, seed in (("seed", c.seed), ("sampling.seed", c.sampling.seed), ("eval.seed", c.eval.seed)):
         make.check(0 <= seed < 2**32, f"{name} must be in 0..2^32 - 1, got {seed}")
@@ -479,7 +491,8 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         sampling=how_to_sample,
         evaluation=EvalOptions(
             divergence=divergence,
-            **{k: c.eval[k] for k in EvalOptions.__dataclass_fields__ if k != "divergence"},
+            solver=solver,
+            **{k: c.eval[k] for k in EvalOptions.__dataclass_fields__ if k not in ("divergence", "solver")},
         ),
         seed=c.seed,
         sampling_seed=c.sampling.seed,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from score_sde import flow, trees
+from tests.catalogue import SDES, name
 
 
 def test_single_sample_is_the_field_without_its_batch_axis():
@@ -40,7 +41,15 @@ def test_error_follows_the_tolerance_in_both_directions_of_time_in_one_program(x
     assert grow.cache_size() == compiled
 
 
-SOLVERS = [diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8(), diffrax.Bosh3(), diffrax.Heun(), diffrax.Ralston()]
+SOLVERS = [
+    flow.cash_karp(),
+    diffrax.Tsit5(),
+    diffrax.Dopri5(),
+    diffrax.Dopri8(),
+    diffrax.Bosh3(),
+    diffrax.Heun(),
+    diffrax.Ralston(),
+]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
@@ -95,3 +104,51 @@ def test_split_norm_controls_a_density_that_one_norm_over_all_does_not(x64):
 def test_solvers_whose_evaluations_cannot_be_counted_are_refused(solver):
     with pytest.raises(ValueError, match=f"explicit Runge-Kutta .* got {type(solver).__name__}"):
         flow.solve(lambda t, y: -y, jnp.ones(2), 0.0, 1.0, rtol=1e-3, atol=1e-3, norm=flow.rms, solver=solver)
+
+
+def test_cash_karp_satisfies_the_order_conditions_of_order_5_and_its_companion_those_of_order_4():
+    """Butcher's rooted trees up to order 5: sum b_i phi_i(tree) = 1 / density(tree)."""
+    tableau = flow.cash_karp().tableau
+    s = tableau.num_stages
+    a, c = np.zeros((s, s)), np.concatenate([[0], tableau.c])
+    for i, row in enumerate(tableau.a_lower):
+        a[i + 1, : i + 1] = row
+    np.testing.assert_allclose(a.sum(axis=1), c, atol=1e-15)
+    ac = a @ c
+    trees_of_order = {
+        1: [(np.ones(s), 1)],
+        2: [(c, 2)],
+        3: [(c**2, 3), (ac, 6)],
+        4: [(c**3, 4), (c * ac, 8), (a @ c**2, 12), (a @ ac, 24)],
+        5: [
+            (c**4, 5), (c**2 * ac, 10), (ac**2, 20), (c * (a @ c**2), 15), (c * (a @ ac), 30), (a @ c**3, 20),
+            (a @ (c * ac), 40), (a @ (a @ c**2), 60), (a @ (a @ ac), 120),
+        ],
+    }  # fmt: skip
+    b, embedded = tableau.b_sol, tableau.b_sol - tableau.b_error
+    for order, conditions in trees_of_order.items():
+        for phi, density in conditions:
+            np.testing.assert_allclose(b @ phi, 1 / density, atol=1e-14)
+            if order < 5:
+                np.testing.assert_allclose(embedded @ phi, 1 / density, atol=1e-14)
+
+
+def test_weights_of_cash_karp_are_the_evenest():
+    """The claim of its docstring: the variance of evaluations with independent errors, at one number of them."""
+
+    def gain(solver):
+        tableau = solver.tableau
+        return (tableau.num_stages - bool(tableau.fsal)) * np.sum(np.square(tableau.b_sol))
+
+    found = [gain(s) for s in (flow.cash_karp(), diffrax.Dopri5(), diffrax.Tsit5())]
+    np.testing.assert_allclose(found, [1.8, 4.5, 108], rtol=0.03)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=name)
+def test_the_first_step_changes_the_log_snr_by_one_in_both_directions(sde):
+    ends = jnp.float32(sde.t_min), jnp.float32(sde.t_max)
+    for t0, t1 in (ends, ends[::-1]):
+        step = float(flow.first_step(sde, t0, t1))
+        assert np.sign(step) == np.sign(float(t1 - t0)) and abs(step) <= abs(float(t1 - t0))
+        change = float(sde.log_snr(t0 + step) - sde.log_snr(t0))
+        assert abs(change + np.sign(step)) < 0.02  # float32 times near 1 have eight digits, of log-SNR some fewer

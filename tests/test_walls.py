@@ -64,7 +64,7 @@ WALLS = {
     "plots":       Room(set(),                   {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
     "presets":     Room(set(),                   set()),
-    "config":      Room(ANYTHING | {"presets"},  JAX | {"flax", "optax"} | CONFIG),
+    "config":      Room(ANYTHING | {"presets"},  JAX | {"flax", "optax"} | CONFIG, ODE),
     "modes":       Room(ANYTHING | {"config"},   {"jax"}),
     "main":        Room(ANYTHING | {"config", "modes"}, CONFIG),
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Data sets, and the order in which training and evaluation see them.
 
-A source holds examples (`sources.py`); `digits`, `cifar10`, `mnist`, `fashion_mnist` and the toys make sources; `batches` and `in_order` walk
-over any of them (`pipeline.py`).  Everything here is NumPy: pixels stay integers until they are on the device.
+A source holds examples (`sources.py`); `digits`, `cifar10`, `mnist`, `fashion_mnist` and the toys make sources;
+`batches` and `in_order` walk over any of them (`pipeline.py`).  Everything here is NumPy: pixels stay integers until
+they are on the device.
 """
 
 from score_sde.data.cifar10 import cifar10

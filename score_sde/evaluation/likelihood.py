@@ -3,7 +3,8 @@
 import json
 import time
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from score_sde.training.mesh import data_mesh, per_device
 from score_sde.training.progress import Progress
 
 _EXACT_IS_QUICK = 256  # dimensions in which nobody waits for an exact divergence
+_QUIET = 0.1  # nats; exponentiated, louder probes would make importance weighting too good
 _DATA, _PROBES, _BOUND, _PASS = 0, 1, 2, 3  # folded into an example's key for its draws, and for the passes after one
 
 
@@ -45,7 +47,8 @@ class EvalOptions:
 
     num_examples: None means the whole split.  passes: how often each example is evaluated, with fresh dequantisation
     and probes.  bound: "continuous", "discrete" or "none"; bound_draws: its noise levels, for the discrete one the
-    length of the chain.  round_trip: how many of the examples are carried to their latents and back.
+    length of the chain.  round_trip: how many of the examples are carried to their latents and back.  solver: makes the
+    solver for `log_prob`.
     """
 
     split: str
@@ -59,6 +62,7 @@ class EvalOptions:
     bound_draws: int = 50
     round_trip: int = 0
     whole_batch: bool = False
+    solver: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,10 @@ class LikelihoodReport:
     not_converged: list[int]  # which examples
     spread_examples: float  # standard deviation from example to example ...
     spread_draws: float  # ... and of one example from pass to pass: dequantisation and probes; nan for a single pass
+    probe_error_max: float  # in nats: what decides on importance weighting
     probe_error: float  # root mean square of the examples' standard errors over their probes; nan for a single probe
+    importance_weighted: float  # bits/dim of the passes' mean density; nan for one pass, and where probes are too noisy
+    importance_weighted_standard_error: float
     bound: float  # of the reverse SDE or the chain; nan where not asked for
     bound_standard_error: float
     prior_kl: float  # mean KL(q(x_T | x_0) || prior), which bounds KL(p_T || prior); never added to anything
@@ -103,12 +110,18 @@ class LikelihoodReport:
             ("  from example to example", f"{self.spread_examples:.4f}"),
             ("  from pass to pass", f"{self.spread_draws:.4f}  ({self.passes} passes)"),
             ("  standard error over probes", f"{self.probe_error:.4f}"),
+            ("importance-weighted passes", self._importance_weighted()),
             ("variational bound", f"{self.bound:.4f} +- {self.bound_standard_error:.4f} {self.unit}"),
             ("prior mismatch, at most", f"{self.prior_kl:.2g} {self.unit}"),
             ("latent |z|^2 over its expectation", f"{self.latent_norm:.3f}"),
             ("round trip x -> z -> x, rms", f"{self.round_trip:.2g}"),
         ]
         return "\n".join(f"  {name:<36}{text}" for name, text in rows if "nan" not in text.split()[0])
+
+    def _importance_weighted(self) -> str:
+        if np.isnan(self.importance_weighted) and self.passes > 1 and self.unit == "bits/dim":
+            return f"refused: probes deviate by up to {self.probe_error_max:.2g} nats (exact, or below {_QUIET})"
+        return f"{self.importance_weighted:.4f} +- {self.importance_weighted_standard_error:.4f} {self.unit}"
 
 
 def evaluate_likelihood(
@@ -161,7 +174,7 @@ def evaluate_likelihood(
         arrays = {k: v[:, 0] for k, v in arrays.items()}
     del arrays["number"]
     round_trip = _round_trip(experiment, params, options, source, keys_of)
-    report = _report(arrays, options, unit, step, (timed or done) / seconds, round_trip)
+    report = _report(arrays, options, int(np.prod(experiment.shape)), unit, step, (timed or done) / seconds, round_trip)
     if partial_file is not None:
         partial_file.unlink(missing_ok=True)
     return report, arrays
@@ -175,6 +188,7 @@ def _batch(experiment: Experiment, options: EvalOptions, params: Any, keys: jax.
     lp = log_prob(
         fold_in(keys, _PROBES), sde, score, x,
         divergence=options.divergence, rtol=options.rtol, atol=options.atol, whole_batch=options.whole_batch,
+        solver=options.solver and options.solver(),
     )  # fmt: skip
 
     def in_unit(result):
@@ -232,12 +246,19 @@ def _refuse_hours(experiment, params, options, total, *, limit: float = 3600.0) 
         )
 
 
-def _report(arrays, options, unit, step, speed, round_trip) -> LikelihoodReport:
+def _report(arrays, options, size, unit, step, speed, round_trip) -> LikelihoodReport:
     per_pass = {k: v.reshape(len(v), -1) for k, v in arrays.items()}
     good = per_pass["converged"].all(axis=1)
     kept = {k: v[good] for k, v in per_pass.items()}
     value, standard_error, between, within = spreads(kept["value"])
     bound, bound_error, _, _ = spreads(kept["bound"]) if "bound" in kept else [float("nan")] * 4
+
+    probe_error_max = size * np.log(2) * float(kept["probe_error"].max(initial=0.0))  # nan: a single probe
+    weighted, weighted_error = [float("nan")] * 2
+    if options.passes > 1 and unit == "bits/dim" and probe_error_max < _QUIET:
+        draws = -size * kept["value"].astype(np.float64)  # log2 of their densities, but for the offset
+        best = draws.max(axis=1, keepdims=True)
+        weighted, weighted_error, _, _ = spreads(-(best + np.log2(np.exp2(draws - best).mean(1, keepdims=True))) / size)
 
     def mean(name: str, power: float = 1.0) -> float:
         return float(np.mean(kept[name] ** power) ** (1 / power)) if kept[name].size else float("nan")
@@ -245,7 +266,9 @@ def _report(arrays, options, unit, step, speed, round_trip) -> LikelihoodReport:
     return LikelihoodReport(
         value=value, standard_error=standard_error, unit=unit, split=options.split, examples=int(good.sum()),
         passes=options.passes, not_converged=[int(i) for i in per_pass["index"][~good, 0]], spread_examples=between,
-        spread_draws=within, probe_error=mean("probe_error", 2.0), bound=bound, bound_standard_error=bound_error,
+        spread_draws=within, probe_error=mean("probe_error", 2.0), probe_error_max=probe_error_max,
+        importance_weighted=weighted, importance_weighted_standard_error=weighted_error,
+        bound=bound, bound_standard_error=bound_error,
         prior_kl=mean("prior_kl"), latent_norm=mean("latent_norm"), round_trip=round_trip,
         nfe_mean=float(per_pass["nfe"].mean()), nfe_max=int(per_pass["nfe"].max()),
         images_per_second=round(speed, 2), step=step,
@@ -270,7 +293,8 @@ def spreads(values: np.ndarray) -> tuple[float, float, float, float]:
 
 def _stamp(options: EvalOptions, seed: int, step: int, total: int, unit: str) -> str:
     """What tells one evaluation from another."""
-    return json.dumps([repr(options), seed, step, total, unit])
+    solver = options.solver and type(options.solver()).__name__
+    return json.dumps([repr(replace(options, solver=None)), solver, seed, step, total, unit])
 
 
 def _resume(path: Path | None, stamp: str) -> list[dict[str, np.ndarray]]:

@@ -1,5 +1,6 @@
 """Likelihoods: divergence, density by the probability flow, variational bounds, bits per dimension."""
 
+from score_sde.flow import cash_karp as cash_karp
 from score_sde.likelihood.bits import BitsPerDim as BitsPerDim
 from score_sde.likelihood.bits import bits_per_dim as bits_per_dim
 from score_sde.likelihood.bits import importance_weighted as importance_weighted

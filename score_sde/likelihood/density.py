@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 
 from score_sde import trees
 from score_sde.arrays import sample_keys
-from score_sde.flow import single_sample, solve, split_norm
+from score_sde.flow import first_step, single_sample, solve, split_norm
 from score_sde.likelihood.divergence import Divergence, Hutchinson
 from score_sde.sdes import AffineSDE, Score, check_time
 from score_sde.trees import Frozen, Number, is_concrete
@@ -82,7 +82,8 @@ def log_prob(
         terminal_log_prob: `f(z) -> (B,)`, log-density of the marginal at t_max; that of the prior unless given.  The
             prior's differs from it by what of the data is left at t_max.
         rtol, atol: tolerances of the local error.
-        solver: any explicit solver of diffrax with an error estimate; Tsit5 unless given.
+        solver: any explicit solver of diffrax with an error estimate.  Tsit5 unless given, which is the most accurate
+            where the score is smooth; `likelihood.cash_karp()` needs half its evaluations where it is learned.
         max_steps: where a solve gives up (not converged).
         whole_batch: one step size for all samples instead of one for each.
 
@@ -123,6 +124,7 @@ def _log_prob(keys, sde, score, x, divergence, t_start, terminal_log_prob, rtol,
     probes = jax.vmap(divergence.draw)(keys, x)
     count = jax.eval_shape(lambda: divergence(lambda x: x, x[0], probes[0])[1]).shape
     options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps}
+    options["step"] = first_step(sde, jnp.asarray(t_start, x.dtype), jnp.asarray(sde.t_max, x.dtype))
 
     def field(t, x, probes):
         return divergence(lambda x: velocity(x, t), x, probes)

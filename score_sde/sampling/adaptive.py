@@ -12,7 +12,7 @@ from jax import Array
 
 from score_sde import trees
 from score_sde.arrays import fold_in, sample_keys
-from score_sde.flow import rms, single_sample, solve
+from score_sde.flow import first_step, rms, single_sample, solve
 from score_sde.sampling import grids
 from score_sde.sampling.loop import PRIOR, check_shape, denoised, make_times, start_from_prior
 from score_sde.sampling.results import Samples
@@ -62,11 +62,12 @@ def _solve_flow(key, shape, sde, score, x, temperature, denoise, t_start, t_end,
     if x is None:
         x = start_from_prior(sde, sample_keys(key, shape[0]), shape, t_start, temperature)
     velocity = single_sample(lambda x, t: sde.flow_drift(score, x, t))
+    step = first_step(sde, jnp.asarray(t_start, x.dtype), jnp.asarray(t_end, x.dtype))
 
     def one(x):
         x, stats = solve(
             lambda t, x: velocity(x, t), x, t_start, t_end,
-            rtol=rtol, atol=atol, norm=rms, solver=solver, max_steps=max_steps,
+            rtol=rtol, atol=atol, norm=rms, step=step, solver=solver, max_steps=max_steps,
         )  # fmt: skip
         good = stats.converged & jnp.all(jnp.isfinite(x))
         return x, stats.nfe, jnp.where(good, -1, stats.steps), stats.steps

@@ -57,6 +57,8 @@ def make_step(
     """The training step `(state, batch) -> (state, metrics)` for `loss(params, batch, key)`.
 
     A step whose loss or gradient is not finite changes neither parameters nor moments nor averages; it is counted.
+    The rate of the average starts low, min(ema_rate, (1 + n) / (10 + n)) in step n: an average that still holds the
+    initial weights predicts too little, and its samples are noise long after the network has learned.
     """
 
     def step(state: State, batch: Array) -> tuple[State, StepMetrics]:
@@ -64,7 +66,8 @@ def make_step(
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = optax.incremental_update(params, state.ema, 1 - ema_rate)
+        rate = jnp.minimum(ema_rate, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1 - rate)
         good = jnp.isfinite(value) & jnp.isfinite(norm)
         old, new = (state.params, state.ema, state.opt_state), (params, ema, opt_state)
         params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)

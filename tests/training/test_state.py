@@ -37,13 +37,13 @@ def test_gradients_are_clipped_to_the_global_norm():
     np.testing.assert_allclose([-updates["a"][0] * 1e6, -updates["b"][0] * 1e6], [0.6, 0.8], rtol=1e-5)
 
 
-def test_the_average_is_the_published_recursion():
+def test_the_average_is_the_published_recursion_whose_rate_starts_low():
     optimizer = adam(0.1, 0, 0.0)
-    state, step = start(optimizer), jax.jit(make_step(quadratic, optimizer, 0.75))
+    state, step = start(optimizer), jax.jit(make_step(quadratic, optimizer, 0.25))
     expected = np.zeros(3)
-    for _ in range(5):
+    for rate in (1 / 10, 2 / 11, 3 / 12, 0.25, 0.25):
         state, _ = step(state, jnp.ones(3))
-        expected = 0.75 * expected + 0.25 * np.asarray(state.params["w"])
+        expected = rate * expected + (1 - rate) * np.asarray(state.params["w"])
     np.testing.assert_allclose(state.ema["w"], expected, rtol=1e-6)
 
 
