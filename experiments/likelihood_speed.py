@@ -43,7 +43,7 @@ def ddpmpp(batch: int):
     c.model.init_scale, c.model.dropout = 0.1, 0.0  # not zero, or the network would be
     c.objective.prediction, c.objective.sigma_data = "edm", 0.5
     experiment = build(c).experiment
-    params = jax.jit(experiment.init)(jax.random.key(0))
+    params = experiment.init(jax.random.key(0))  # not compiled as a whole, which takes longer
     print(f"DDPM++ with {sum(p.size for p in jax.tree.leaves(params)):,} parameters")
     coarse = 0.5 * jax.random.normal(jax.random.key(1), (batch, 8, 8, 3))
     x = jax.image.resize(coarse, (batch, 32, 32, 3), "cubic")
