@@ -104,6 +104,7 @@ def learning_curve(steps: np.ndarray, loss: np.ndarray, mean: np.ndarray, grad_n
         above.set_ylabel("training loss")
         below.plot(steps, grad_norm, ".-", color="C3", markersize=4, linewidth=0.6)
         below.set_ylabel("gradient norm, before clipping")
+        below.set_xlim(left=0)
         above.legend()
         for axis, values in ((above, loss), (below, grad_norm)):
             _log_scale(axis, values)
@@ -165,7 +166,11 @@ def _log_scale(axis: Any, values: np.ndarray) -> None:
     """A logarithmic axis for positive values that span more than a factor of five."""
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 5 * values.min():
+        from matplotlib.ticker import LogFormatter
+
         axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(LogFormatter(labelOnlyBase=False))  # 0.2, not 2 x 10^-1
 
 
 def _pixels(png: bytes) -> np.ndarray:

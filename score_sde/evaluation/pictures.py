@@ -20,8 +20,8 @@ def write_learning_curve(metrics: Path, path: Path) -> list[Path]:
         raise WorkdirError(
             f"nothing to draw: no metrics in {metrics} yet. Train it first, or wait for its first report."
         )
-    window = max(len(found["step"]) // 20, 5)
-    mean, what = running_mean(found["loss"], window), f"mean of the last {window} reports"
+    half = max(len(found["step"]) // 40, 1)
+    mean, what = running_mean(found["loss"], half), f"running mean of {2 * half + 1} reports"
     write_bytes(path, plots.learning_curve(found["step"], found["loss"], mean, found["grad_norm"], what))
     return [path]
 

@@ -79,18 +79,18 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a metrics file, which a trainer may be writing: step, loss, grad_norm, ...; nan where there was none."""
+    """Columns of a metrics file, which a trainer may be writing: step, loss, ...; nan where there was none."""
     rows = [values for _, values in _lines(path)]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows]) for name in names}
 
 
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` values (n,) at each of them, of as many as there are at the start; nan is left out."""
+def running_mean(values: np.ndarray, half: int) -> np.ndarray:
+    """Mean of the 2 `half` + 1 values around each of n, of as many as there are at the ends; nan is left out."""
     there = np.isfinite(values)
     sums, counts = (np.concatenate([[0], np.cumsum(v)]) for v in (np.where(there, values, 0.0), there))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
+    places = np.arange(len(values))
+    starts, ends = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
     number = counts[ends] - counts[starts]
     return np.where(number > 0, (sums[ends] - sums[starts]) / np.maximum(number, 1), np.nan)
 
