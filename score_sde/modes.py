@@ -233,9 +233,9 @@ def plot_mode(workdir: Path, config: Any) -> int:
     check_matplotlib()
     check_writable(workdir / "plots")
     newest = _newest(run, workdir)
+    _plot(run, workdir, newest)
     if newest is None:
         _say(f"note: no checkpoint in {workdir} yet, so no loss by noise level.")
-    _plot(run, workdir, newest)
     return 0
 
 

@@ -71,7 +71,8 @@ def picture(samples: np.ndarray, levels: int | None) -> bytes | None:
 def strip(states: np.ndarray, levels: int | None, *, rows: int = 8) -> bytes:
     """A PNG of moments (moments, N, *shape), a column each: a row for each of the first samples, or one of scatters."""
     if levels is None:
-        return _png(np.concatenate([_pixels(scatter(points, side=192, reach=_reach(states))) for points in states], 1))
+        panels = [_pixels(scatter(points, side=190, reach=_reach(states))) for points in states]
+        return _png(np.concatenate([np.pad(p, ((1, 1), (1, 1), (0, 0)), constant_values=64) for p in panels], axis=1))
     columns, shown = len(states), states[:, :rows].swapaxes(0, 1)
     return image_grid(shown.reshape(-1, *states.shape[2:]), levels, columns=columns)
 
@@ -86,8 +87,8 @@ def animation(states: np.ndarray, levels: int | None, *, seconds: float = 3.0, s
 
 
 def _reach(states: np.ndarray) -> float:
-    """What holds the last moment, and most of the others: one frame for all."""
-    return 1.5 * max(float(np.abs(states[-1]).max()), 1e-6)
+    """What holds most of every moment: one frame for all, which a few far points do not set."""
+    return 1.5 * max(float(np.quantile(np.abs(states[-1]), 0.99)), 1e-6)
 
 
 def check_matplotlib() -> None:
@@ -143,9 +144,10 @@ def bound_by_level(log_snr: np.ndarray, value: np.ndarray, error: np.ndarray, un
 @contextmanager
 def _axes(rows: int, title: str, xlabel: str) -> Iterator[tuple[io.BytesIO, Any]]:
     """(buffer, axes one above the other) of a figure that is written to the buffer at the end; no state is shared."""
-    with extra("plots"):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure, buffer = Figure(figsize=(8, 1.5 + 2.75 * rows), dpi=110, layout="constrained"), io.BytesIO()
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
@@ -166,11 +168,10 @@ def _log_scale(axis: Any, values: np.ndarray) -> None:
     """A logarithmic axis for positive values that span more than a factor of five."""
     values = values[np.isfinite(values)]
     if values.size and values.min() > 0 and values.max() > 5 * values.min():
-        from matplotlib.ticker import LogFormatter
-
         axis.set_yscale("log")
-        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            ticks(LogFormatter(labelOnlyBase=False))  # 0.2, not 2 x 10^-1
+        axis.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+        twos_and_fives = values.max() < 100 * values.min()
+        axis.yaxis.set_minor_formatter(lambda tick, _: f"{tick:g}" if twos_and_fives and f"{tick:e}"[0] in "25" else "")
 
 
 def _pixels(png: bytes) -> np.ndarray:

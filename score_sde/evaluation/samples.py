@@ -28,7 +28,7 @@ class SamplingOptions:
         options bound.
     steps: the number of steps where `solve` takes `progress=`, else None.
     transform: `transform(score, sde) -> score`, such as Clipped, or None.
-    trajectory: how many moments to keep, from the noise to the sample; 0 for none, which `solve` needs no option for.
+    trajectory: how many moments to keep from the noise to the sample, which `solve` must then take; 0 for none.
     """
 
     solve: Callable[..., Samples]
@@ -162,7 +162,7 @@ def scaled_for_display(states: np.ndarray) -> np.ndarray:
 
 def write_trajectory(experiment: Experiment, states: np.ndarray, stem: Path) -> list[Path]:
     """Write stem_strip.png and stem.gif of `generate`'s states, scaled for display: from noise to the samples."""
-    shown = np.stack([experiment.unscale(moment) for moment in scaled_for_display(states)])
+    shown = np.stack([experiment.unscale(jnp.asarray(moment)) for moment in scaled_for_display(states)])
     written = [stem.with_name(f"{stem.name}_strip.png"), stem.with_suffix(".gif")]
     for path, draw in zip(written, (strip, animation), strict=True):
         write_bytes(path, draw(shown, experiment.levels))

@@ -108,7 +108,7 @@ class EventFiles:
             from tensorboardX import SummaryWriter
         # The suffix: files of one second would have one name, and the second would overwrite the first.
         self._writer = SummaryWriter(
-            str(directory), purge_step=first, flush_secs=5, filename_suffix=f".{first}-{os.getpid()}"
+            str(directory), purge_step=first, flush_secs=5, filename_suffix=f".{first:09d}-{os.getpid()}"
         )
 
     @staticmethod
@@ -117,7 +117,7 @@ class EventFiles:
         with extra("tensorboard"):
             import tensorboardX  # noqa: F401
 
-    def write(self, step: int, **values: float | None) -> None:
+    def write(self, step: int, **values: float | int | None) -> None:
         """Scalars at a step; None is left out."""
         for name, value in values.items():
             if value is not None:
