@@ -25,6 +25,7 @@ from score_sde import data, likelihood, models, predictions, sampling, sdes
 from score_sde.evaluation.likelihood import EvalOptions
 from score_sde.evaluation.samples import SamplingOptions
 from score_sde.objectives import times, weightings
+from score_sde.plots import suits
 from score_sde.presets import PRESETS
 from score_sde.sampling import grids
 from score_sde.training.experiment import Experiment
@@ -168,7 +169,7 @@ def base_config() -> ConfigDict:
                 "steps": 1000, "t_end": placeholder(float), "grid": "uniform", "grid_rho": placeholder(float),
                 "rtol": placeholder(float), "atol": placeholder(float),
                 **_section(CORRECTORS, "corrector", "none", CORRECTOR_KEYS), "corrector_first": placeholder(bool),
-                "temperature": 1.0, "clip": "none", "denoise": True,
+                "temperature": 1.0, "clip": "none", "denoise": True, "trajectory": 0,
                 "num_samples": 64, "batch_size": 64, "seed": 0,
             },
             "eval": {
@@ -344,7 +345,7 @@ def use_preset(config: ConfigDict, name: str, keep: Iterable[str] = ()) -> None:
             f"sampling.preset must be one of {', '.join(PRESETS)}; got {name!r}.{did_you_mean(name, PRESETS)}"
         )
     values = {**base_config().sampling.to_dict(), **PRESETS[name][1], "preset": name}
-    for key in set(values) - {"num_samples", "batch_size", "seed"} - set(keep):
+    for key in set(values) - {"num_samples", "batch_size", "seed", "trajectory"} - set(keep):
         config.sampling[key] = values[key]
 
 
@@ -370,7 +371,7 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
     """The sampling section.  Where it has problems, what is returned is of no use."""
     make.used["sampling"] = {
         "preset", "sampler", "steps", "grid", "corrector", "t_end", "temperature", "clip", "denoise", "num_samples",
-        "batch_size", "seed",
+        "batch_size", "seed", "trajectory",
     }  # fmt: skip
     for name, least in dict(steps=1, num_samples=1, temperature=0).items():
         make.check(c[name] >= least, f"sampling.{name} must be at least {least}, got {c[name]}")
@@ -392,6 +393,7 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
             make.check(value > 0, f"sampling.{name} must be positive, got {value}")
         make.check(c.corrector == "none", f"sampling.sampler={c.sampler} takes no corrector, got {c.corrector!r}")
         solver = sampling.sample_adaptive if c.sampler == "adaptive_ode" else sampling.sample_sde
+        make.check(not c.trajectory, f"sampling.sampler={c.sampler} keeps no trajectory; leave sampling.trajectory=0")
         solve, steps = partial(solver, **given, **common), None
     else:
         predictor = make.make("sampling", c, "sampler", SAMPLERS, SAMPLER_KEYS) if c.sampler in SAMPLERS else None
@@ -407,9 +409,11 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
             make.check(c.grid_rho > 0, f"sampling.grid_rho must be positive, got {c.grid_rho}")
             grid = partial(grid, rho=c.grid_rho)
         make.used["sampling"] |= {"grid_rho"} if c.grid == "edm" else set()
+        good = c.trajectory == 0 or 2 <= c.trajectory <= c.steps + 1
+        make.check(good, f"sampling.trajectory must be 0 or in 2..{c.steps + 1} (steps + 1), got {c.trajectory}")
         solve, steps = partial(sampling.sample, sampler=sampler, steps=c.steps, grid=grid, **common), c.steps
     make.unused("sampling", c, ["sampler", "corrector", "grid"])
-    return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform)
+    return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform, c.trajectory)
 
 
 def build(config: ConfigDict, *, devices: int = 1) -> Run:
@@ -462,6 +466,8 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     )
     if dataset is not None:
         shape = dataset[1]
+        drawn = not c.sampling.trajectory or suits(shape, dataset[2])
+        make.check(drawn, f"sampling.trajectory needs images or 2-D points, and {c.data.name} has shape {shape}")
         make.check(not c.data.flip or len(shape) == 3, f"data.flip needs images, and {c.data.name} has shape {shape}")
         if network is not None and _check_sizes(make, c.model):
             try:

@@ -14,16 +14,19 @@ Score-based generative modelling through SDEs: train, sample, and evaluate likel
   python -m score_sde.main --config=configs/vp_digits.py --mode=train     train; run it again to resume
   python -m score_sde.main --workdir=runs/vp_digits --mode=eval           test bits/dim by the probability flow
   python -m score_sde.main --workdir=runs/vp_digits --mode=sample         a picture and an array of samples
+  python -m score_sde.main --workdir=runs/vp_digits --mode=plot           learning curve and loss by noise level
 
 flags:
   --config=FILE.py     what to do: a file with get_config(), as in configs/; start your own from one of them
-  --mode=MODE          train (the default), eval or sample
-  --workdir=DIR        where the run lives; runs/<name of the config> by default.  eval and sample read the
+  --mode=MODE          train (the default), eval, sample or plot
+  --workdir=DIR        where the run lives; runs/<name of the config> by default.  All but train read the
                        config from there, so --config may be left out
   --config.KEY=VALUE   override a value, as often as you like:
                          --config.training.steps=20000  --config.training.batch_size=64
                          --config.sampling.num_samples=256  --config.sampling.steps=500
                          --config.sampling.sampler=unipc  --config.sampling.preset=song_ve  (all of them below)
+                         --config.sampling.trajectory=12 (from noise to data, as a strip and an animation)
+                         --config.training.tensorboard=True (event files in tensorboard/)
                          --config.eval.probes=4  --config.eval.num_examples=100  --config.data.dir=PATH
                        sections: seed sde model objective data training sampling eval; score_sde/config.py lists
                        all keys with their defaults
@@ -33,6 +36,7 @@ What a run leaves in its workdir:
   config.json          config, overrides, versions, devices
   metrics.jsonl        step, loss, gradient norm, images/s; one JSON object a line
   checkpoints/         the newest states; `train` resumes from the last undamaged one
+  plots/               learning curve, loss by noise level: at the end of training and by --mode=plot
   samples/             EMA samples from fixed noise at every snapshot; those of --mode=sample
   eval/                likelihood.json, and the values per example
 Ctrl-C and SIGTERM save before they stop.  A GPU or TPU is used where JAX finds one.
@@ -76,10 +80,12 @@ def _is_ours(error: Exception) -> bool:
     from score_sde.config import ConfigError
     from score_sde.data import DataError
     from score_sde.evaluation.likelihood import EvaluationError
+    from score_sde.extras import MissingExtra
     from score_sde.files import WorkdirError
     from score_sde.training.loop import TrainingError
 
-    ours = (UsageError, ConfigError, DataError, EvaluationError, WorkdirError, TrainingError, FloatingPointError)
+    ours = (UsageError, ConfigError, DataError, EvaluationError, MissingExtra, WorkdirError, TrainingError)
+    ours += (FloatingPointError,)
     return isinstance(error, ours)
 
 
@@ -97,7 +103,7 @@ def parse(argv: list[str]):
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
-    flags.DEFINE_enum("mode", "train", ["train", "eval", "sample"], "what to do", flag_values=values)
+    flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plot"], "what to do", flag_values=values)
     argv, file = _take(argv, "config")
     _, workdir = _take(argv, "workdir")
     if file is not None:
@@ -173,6 +179,8 @@ def dispatch(mode: str, workdir: Path, config, overrides: dict) -> int:
         return modes.train_mode(workdir, config, overrides, command=_command(), started=started)
     elif mode == "eval":
         return modes.eval_mode(workdir, config)
+    elif mode == "plot":
+        return modes.plot_mode(workdir, config)
     else:
         return modes.sample_mode(workdir, config)
 

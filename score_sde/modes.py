@@ -1,4 +1,4 @@
-"""The modes of the command line: train, eval, sample."""
+"""The modes of the command line: train, eval, sample, plot."""
 
 import dataclasses
 import importlib.metadata
@@ -13,18 +13,24 @@ import jax
 
 from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
+from score_sde.data import DataError
+from score_sde.evaluation.levels import bound_by_level, loss_by_level
 from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
-from score_sde.evaluation.samples import generate, write_samples
+from score_sde.evaluation.pictures import write_bound_by_level, write_learning_curve, write_loss_by_level
+from score_sde.evaluation.samples import generate, write_samples, write_trajectory
+from score_sde.extras import MissingExtra
 from score_sde.files import WorkdirError, check_writable, locked, write_json
+from score_sde.plots import check_matplotlib
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.loop import Interrupted, abstract_state, train
 from score_sde.training.mesh import use_host_devices
-from score_sde.training.progress import clock
+from score_sde.training.progress import EventFiles, clock
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.
 FREE = ("sampling.", "eval.", "data.dir", "training.steps", "training.log_every", "training.checkpoint_every")
 FREE += ("training.snapshot_every", "training.max_bad_steps", "training.final_eval", "training.cpu_devices")
+FREE += ("training.tensorboard",)
 
 
 def _say(text: str) -> None:
@@ -113,14 +119,18 @@ def _versions() -> dict[str, str]:
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
     """Train (or go on training) in `workdir`; 0, or 128 + the number of the signal that stopped it."""
     run = prepare(config)
+    if run.training.tensorboard:
+        EventFiles.check()
     run.experiment.load("train")  # missing data are told before anything compiles
     with locked(workdir):
         _save_config(workdir, config, overrides)
 
-        def snapshot(step: int, state) -> None:
-            samples, _ = generate(run.experiment, state.ema, run.sampling, seed=run.sampling_seed, progress=False)
+        def snapshot(step: int, state) -> bytes | None:
+            how = dataclasses.replace(run.sampling, trajectory=0)
+            samples = generate(run.experiment, state.ema, how, seed=run.sampling_seed, progress=False).x
             written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"step_{step:08d}")
             _say(f"samples at step {step}: {written[-1]}")
+            return written[-1].read_bytes() if written[-1].suffix == ".png" else None
 
         count = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
         _say(f"training {workdir} for {run.training.steps} steps on {count}")
@@ -136,6 +146,10 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     if run.final_eval:
         quick = dataclasses.replace(run.evaluation, bound="none", round_trip=0)
         print(_evaluate(run, quick, state.ema, int(state.step), workdir).line())
+    try:
+        _plot(run, workdir, (state.ema, int(state.step)))
+    except (MissingExtra, DataError) as error:
+        _say(f"note: not all pictures of the training are drawn: {error}")
     print(f"elapsed {clock(time.monotonic() - started)}")
     return 0
 
@@ -146,13 +160,18 @@ def _restore(run: Run, workdir: Path) -> tuple[Any, int]:
     Raises:
         WorkdirError: there is none.
     """
-    if not (workdir / "checkpoints").is_dir():
+    found = _newest(run, workdir)
+    if found is None:
         raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
+    return found
+
+
+def _newest(run: Run, workdir: Path) -> tuple[Any, int] | None:
+    if not (workdir / "checkpoints").is_dir():
+        return None
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
-    if state is None:
-        raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
-    return state.ema, int(state.step)
+    return state and (state.ema, int(state.step))
 
 
 def _evaluate(run: Run, options: EvalOptions, params: Any, step: int, workdir: Path) -> LikelihoodReport:
@@ -172,8 +191,52 @@ def eval_mode(workdir: Path, config: Any) -> int:
     report = _evaluate(run, run.evaluation, params, step, workdir)
     print(report.line())
     print(report.table())
+    if run.evaluation.bound == "continuous":
+        print(f"  {'bound by noise level':<36}{_plot_bound(run, params, report, workdir).name}")
     print(f"step {step}; per example, and their histogram, in {workdir / 'eval'}")
     return 0 if not report.not_converged else 1
+
+
+def _plot_bound(run: Run, params: Any, report: LikelihoodReport, workdir: Path) -> Path:
+    """The picture of the bound by noise level, or, without matplotlib, its values.
+
+    Of a quarter of the examples at most, a noise level each in 24 bins: a fiftieth of what the evaluation takes.
+    """
+    how, few = run.evaluation, max(min(report.examples // 4, 64), 1)
+    found = bound_by_level(
+        run.experiment, params, split=how.split, batch_size=how.batch_size, seed=run.eval_seed, examples=few
+    )
+    stem = workdir / "eval" / f"likelihood_{how.split}_by_level"
+    try:
+        return write_bound_by_level(found, stem, unit=report.unit, step=report.step)
+    except MissingExtra as error:
+        _say(f"note: no picture of the bound by noise level: {error}")
+        return stem.with_suffix(".npz")
+
+
+def _plot(run: Run, workdir: Path, newest: tuple[Any, int] | None) -> None:
+    """The learning curve and, of weights and their step, the loss by noise level; says where they are."""
+    folder, how = workdir / "plots", run.evaluation
+    written = write_learning_curve(workdir / "metrics.jsonl", folder / "learning_curve.png")
+    if newest:
+        params, step = newest
+        found = loss_by_level(
+            run.experiment, params, split=how.split, batch_size=how.batch_size, seed=run.eval_seed
+        )  # fmt: skip
+        written += write_loss_by_level(found, folder / "loss_by_level", split=how.split, step=step)
+    print(f"pictures of the training: {', '.join(map(str, written))}")
+
+
+def plot_mode(workdir: Path, config: Any) -> int:
+    """Pictures of how training goes, also while it does; without a checkpoint the learning curve alone."""
+    run = prepare(config)
+    check_matplotlib()
+    check_writable(workdir / "plots")
+    newest = _newest(run, workdir)
+    _plot(run, workdir, newest)
+    if newest is None:
+        _say(f"note: no checkpoint in {workdir} yet, so no loss by noise level.")
+    return 0
 
 
 def sample_mode(workdir: Path, config: Any) -> int:
@@ -181,7 +244,9 @@ def sample_mode(workdir: Path, config: Any) -> int:
     run = prepare(config)
     params, step = _restore(run, workdir)
     check_writable(workdir / "samples")
-    samples, nfe = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
-    written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"sample_{step:08d}")
+    samples, nfe, states = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
+    stem = workdir / "samples" / f"sample_{step:08d}"
+    written = write_samples(samples, run.experiment.levels, stem)
+    written += [] if states is None else write_trajectory(run.experiment, states, stem)
     print(f"{len(samples)} samples of step {step}, {nfe.mean():.4g} NFE: {', '.join(str(p) for p in written)}")
     return 0

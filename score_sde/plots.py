@@ -2,9 +2,14 @@
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from score_sde.extras import extra
 
 
 def image_grid(images: np.ndarray, levels: int, *, columns: int | None = None, min_side: int = 32) -> bytes:
@@ -25,9 +30,9 @@ def image_grid(images: np.ndarray, levels: int, *, columns: int | None = None, m
     return _png(canvas)
 
 
-def scatter(points: np.ndarray, *, side: int = 384) -> bytes:
-    """A PNG of 2-D points (N, 2) as a density of dots, axes equal, the origin in the middle."""
-    reach = 1.05 * max(float(np.abs(points).max()), 1e-6)
+def scatter(points: np.ndarray, *, side: int = 384, reach: float | None = None) -> bytes:
+    """A PNG of 2-D points (N, 2) as a density of dots, axes equal, the origin in the middle and `reach` at the edge."""
+    reach = reach or 1.05 * max(float(np.abs(points).max()), 1e-6)
     counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=side, range=[[-reach, reach]] * 2)
     ink = 1 - np.exp(-counts[::-1])
     return _png(np.round(255 * (1 - ink)).astype(np.uint8)[..., None])
@@ -51,13 +56,127 @@ def histogram(values: np.ndarray, unit: str, *, bins: int = 40, width: int = 480
     return _png(np.asarray(canvas)[..., None])
 
 
+def suits(shape: tuple[int, ...], levels: int | None) -> bool:
+    """Whether data of this shape have a picture: grey or colour images, and 2-D points."""
+    return shape == (2,) if levels is None else len(shape) == 3 and shape[-1] in (1, 3)
+
+
 def picture(samples: np.ndarray, levels: int | None) -> bytes | None:
     """The picture that suits samples as the data store them: a grid of images, a scatter of points, or None."""
-    if levels is not None and samples.ndim == 4 and samples.shape[-1] in (1, 3):
-        return image_grid(samples, levels)
-    if levels is None and samples.ndim == 2 and samples.shape[1] == 2:
-        return scatter(samples)
-    return None
+    if not suits(samples.shape[1:], levels):
+        return None
+    return scatter(samples) if levels is None else image_grid(samples, levels)
+
+
+def strip(states: np.ndarray, levels: int | None, *, rows: int = 8) -> bytes:
+    """A PNG of moments (moments, N, *shape), a column each: a row for each of the first samples, or one of scatters."""
+    if levels is None:
+        panels = [_pixels(scatter(points, side=190, reach=_reach(states))) for points in states]
+        return _png(np.concatenate([np.pad(p, ((1, 1), (1, 1), (0, 0)), constant_values=64) for p in panels], axis=1))
+    columns, shown = len(states), states[:, :rows].swapaxes(0, 1)
+    return image_grid(shown.reshape(-1, *states.shape[2:]), levels, columns=columns)
+
+
+def animation(states: np.ndarray, levels: int | None, *, seconds: float = 3.0, still: float = 2.0) -> bytes:
+    """A GIF of moments (moments, N, *shape): their pictures in `seconds`, and the last stands `still`; forever."""
+    pictures = [image_grid(s, levels) if levels is not None else scatter(s, reach=_reach(states)) for s in states]
+    frames, buffer = [Image.open(io.BytesIO(png)) for png in pictures], io.BytesIO()
+    times = [max(int(1000 * seconds / len(frames)), 20)] * (len(frames) - 1) + [int(1000 * still)]
+    frames[0].save(buffer, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    return buffer.getvalue()
+
+
+def _reach(states: np.ndarray) -> float:
+    """What holds most of every moment: one frame for all, which a few far points do not set."""
+    return 1.5 * max(float(np.quantile(np.abs(states[-1]), 0.99)), 1e-6)
+
+
+def check_matplotlib() -> None:
+    """Raise MissingExtra where the pictures below cannot be drawn."""
+    with extra("plots"):
+        import matplotlib  # noqa: F401
+
+
+def learning_curve(steps: np.ndarray, loss: np.ndarray, mean: np.ndarray, grad_norm: np.ndarray, what: str) -> bytes:
+    """A PNG of the loss, as reported and its running `mean` (called `what`), and of the gradient norm over steps."""
+    with _axes(2, "Learning curve", "step") as (buffer, (above, below)):
+        above.plot(steps, loss, ".", color="0.65", markersize=4, label="as reported")
+        above.plot(steps, mean, color="C0", label=what)
+        above.set_ylabel("training loss")
+        below.plot(steps, grad_norm, ".-", color="C3", markersize=4, linewidth=0.6)
+        below.set_ylabel("gradient norm, before clipping")
+        below.set_xlim(left=0)
+        above.legend()
+        for axis, values in ((above, loss), (below, grad_norm)):
+            _log_scale(axis, values)
+    return buffer.getvalue()
+
+
+def loss_by_level(log_snr: np.ndarray, values: dict, errors: dict, title: str) -> bytes:
+    """A PNG of `evaluation.levels.loss_by_level`: the loss above, the relative errors below, over log-SNR."""
+    with _axes(2, title, "log-SNR of the noise level (noise on the left, data on the right)") as (
+        buffer,
+        (above, below),
+    ):
+        _bars(above, log_snr, values["loss"], errors["loss"], "C0")
+        above.set_ylabel("loss, weighted as in training")
+        _bars(below, log_snr, values["noise"], errors["noise"], "C1", label="noise")
+        _bars(below, log_snr, values["data"], errors["data"], "C2", label="data")
+        below.axhline(1.0, color="0.6", linewidth=0.8, linestyle="--", label="of predicting 0")
+        below.set_ylabel("relative error of prediction, rms")
+        below.legend()
+        _log_scale(above, values["loss"])
+        _log_scale(below, np.concatenate([values["noise"], values["data"]]))
+    return buffer.getvalue()
+
+
+def bound_by_level(log_snr: np.ndarray, value: np.ndarray, error: np.ndarray, unit: str, title: str) -> bytes:
+    """A PNG of what each interval of noise levels adds to the variational bound, over log-SNR."""
+    label = "log-SNR of the noise level (noise on the left, data on the right)"
+    with _axes(1, title, label) as (buffer, (axis,)):
+        width = float(log_snr[1] - log_snr[0]) if len(log_snr) > 1 else 1.0
+        axis.bar(log_snr, value, 0.9 * width, color="C0", yerr=error, ecolor="0.2", capsize=2)
+        axis.set_ylabel(f"{unit} per interval of {width:.2g}")
+        axis.set_ylim(bottom=0)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _axes(rows: int, title: str, xlabel: str) -> Iterator[tuple[io.BytesIO, Any]]:
+    """(buffer, axes one above the other) of a figure that is written to the buffer at the end; no state is shared."""
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure, buffer = Figure(figsize=(8, 1.5 + 2.75 * rows), dpi=110, layout="constrained"), io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
+    figure.suptitle(title)
+    axes[-1].set_xlabel(xlabel)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+    yield buffer, axes
+    canvas.print_png(buffer)
+
+
+def _bars(axis: Any, x: np.ndarray, y: np.ndarray, error: np.ndarray, color: str, label: str | None = None) -> None:
+    axis.errorbar(x, y, error, fmt=".-", color=color, linewidth=1, capsize=2, label=label)
+
+
+def _log_scale(axis: Any, values: np.ndarray) -> None:
+    """A logarithmic axis for positive values that span more than a factor of five."""
+    values = values[np.isfinite(values)]
+    if values.size and values.min() > 0 and values.max() > 5 * values.min():
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+        twos_and_fives = values.max() < 100 * values.min()
+        axis.yaxis.set_minor_formatter(lambda tick, _: f"{tick:g}" if twos_and_fives and f"{tick:e}"[0] in "25" else "")
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    pixels = np.asarray(Image.open(io.BytesIO(png)))
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -346,6 +346,9 @@ def test_values_that_make_no_sense_are_refused(key, value, message):
     (dict(sampler="adaptive_ode", rtol=0.0), "sampling.rtol must be positive, got 0.0"),
     (dict(sampler="adaptive_sde", corrector="langevin"), "sampler=adaptive_sde takes no corrector, got 'langevin'"),
     (dict(sampler="adaptive_ode", order=3), "sampling.order is not a setting of sampler=adaptive_ode"),
+    (dict(sampler="adaptive_ode", trajectory=5), "sampling.sampler=adaptive_ode keeps no trajectory"),
+    (dict(steps=10, trajectory=1), "sampling.trajectory must be 0 or in 2..11 (steps + 1), got 1"),
+    (dict(steps=10, trajectory=12), "sampling.trajectory must be 0 or in 2..11 (steps + 1), got 12"),
     (dict(grid="edm", grid_rho=0.0), "sampling.grid_rho must be positive, got 0.0"),
 ])  # fmt: skip
 def test_samplers_that_cannot_be_are_refused(settings, message):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from score_sde import modes
+from score_sde.evaluation.likelihood import LikelihoodReport
 from score_sde.files import locked
 from score_sde.main import main
 
@@ -112,6 +114,11 @@ def saved_config(workdir):
     return json.loads((workdir / "config.json").read_text())
 
 
+def is_picture(path):
+    with Image.open(path) as image:
+        return len(np.unique(np.asarray(image.convert("L")))) > 1
+
+
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
@@ -168,13 +175,19 @@ def test_evaluation_needs_no_config_and_does_not_depend_on_the_batch(run, traine
     assert (report["unit"], report["split"], report["step"]) == ("nats/dim", "test", 2)
     assert f"test {report['value']:.3f} +- {report['standard_error']:.3f} nats/dim (10 examples" in out
     assert "10/10" in err
+    assert out.count("by noise level") == 1 and "likelihood_test_by_level.png\n" in out
+    assert is_picture(run / "eval" / "likelihood_test_by_level.png")
+    with np.load(run / "eval" / "likelihood_test_by_level.npz", allow_pickle=False) as found:
+        assert found["bound"].shape == found["bound_standard_error"].shape == (24,) and (found["bound"] > 0).all()
     assert values["value"].std() > 0.05, "the examples differ"
     in_batches_of_8 = values_of(trained)["value"]
     np.testing.assert_allclose(values["value"], in_batches_of_8, atol=1e-3)  # 30 times the tolerance of a step
 
 
 def test_overrides_reach_the_evaluation(run):
-    succeed("--workdir", run, "--mode", "eval", "--config.eval.split=train", "--config.eval.num_examples=3")
+    few = ["--config.eval.split=train", "--config.eval.num_examples=3", "--config.eval.bound=none"]
+    out, _ = succeed("--workdir", run, "--mode", "eval", *few)
+    assert "by noise level" not in out and not list((run / "eval").glob("*by_level*"))
     assert len(values_of(run, "train")["value"]) == 3
     assert len(values_of(run, "test")["value"]) == 10, "the other split's values stay"
 
@@ -196,8 +209,9 @@ def test_sampling_gives_as_many_as_asked_the_same_for_each_batch(run):
 
 def test_training_goes_on_with_more_steps(run, config):
     out, _ = succeed(
-        f"--config={config}", f"--workdir={run}", "--config.training.steps=4", "--noconfig.training.final_eval"
-    )
+        f"--config={config}", f"--workdir={run}", "--config.training.steps=4", "--noconfig.training.final_eval",
+        "--config.training.tensorboard=True",
+    )  # fmt: skip
     assert "trained 4 steps" in out
     assert logged_steps(run) == [1, 2, 3, 4]
     assert (run / "checkpoints" / "4").is_dir()
@@ -205,7 +219,10 @@ def test_training_goes_on_with_more_steps(run, config):
     assert saved["config"]["training"]["steps"] == 4 and saved["overrides"] == {
         "training.steps": 4,
         "training.final_eval": False,
+        "training.tensorboard": True,
     }
+    (events,) = (run / "tensorboard").iterdir()  # switched on for the rest of the run
+    assert b"loss" in events.read_bytes() and b"samples" in events.read_bytes()
 
 
 def test_a_finished_run_is_left_as_it_is_and_needs_no_config(run):
@@ -256,6 +273,69 @@ def test_help_lists_the_samplers():
     assert "--config.sampling.sampler=" in out and "\n  unipc " in out and "\n  song_ve " in out
 
 
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_training_ends_with_pictures(trained):
+    assert {p.name for p in (trained / "plots").iterdir()} == {
+        "learning_curve.png", "loss_by_level.png", "loss_by_level.npz",
+    }  # fmt: skip
+    assert is_picture(trained / "plots" / "learning_curve.png") and is_picture(trained / "plots" / "loss_by_level.png")
+    assert str(trained / "plots" / "loss_by_level.png") in (trained / "stdout").read_text()
+
+
+def test_plot_draws_them_again_while_a_trainer_is_at_work_and_touches_nothing_else(run):
+    shutil.rmtree(run / "plots")
+    with locked(run):
+        before = contents(run)
+        out, _ = succeed(f"--workdir={run}", "--mode=plot")
+    drawn = {run / "plots" / name for name in ("learning_curve.png", "loss_by_level.png", "loss_by_level.npz")}
+    after = contents(run)
+    assert after.keys() - before.keys() == drawn and str(run / "plots" / "learning_curve.png") in out
+    assert {p: after[p] for p in before} == before
+
+
+def test_plot_without_a_checkpoint_draws_the_learning_curve_alone(run):
+    shutil.rmtree(run / "plots")
+    shutil.rmtree(run / "checkpoints")
+    _, err = succeed(f"--workdir={run}", "--mode=plot")
+    assert [p.name for p in (run / "plots").iterdir()] == ["learning_curve.png"]
+    assert "no checkpoint" in err
+    (run / "metrics.jsonl").unlink()
+    assert "nothing to draw: no metrics" in refused(run, f"--workdir={run}", "--mode=plot")
+
+
+def test_without_matplotlib_training_and_evaluation_go_on_and_plot_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "error: matplotlib is not installed" in refused(run, f"--workdir={run}", "--mode=plot")
+    shutil.rmtree(run / "plots")
+    out, err = succeed(f"--workdir={run}", "--noconfig.training.final_eval")
+    assert "elapsed" in out and err.count("pip install 'score_sde[plots]'") == 1
+    there = json.loads((run / "eval" / "likelihood_test.json").read_text())
+    report = LikelihoodReport(**{k: float("nan") if v is None else v for k, v in there.items()})
+    monkeypatch.setattr(modes, "_evaluate", lambda *_: report)
+    out, err = succeed(f"--workdir={run}", "--mode=eval")
+    assert "likelihood_test_by_level.npz\n" in out and err.count("pip install 'score_sde[plots]'") == 1
+
+
+def test_a_trajectory_is_a_strip_and_an_animation(run):
+    out, _ = succeed(f"--workdir={run}", "--mode=sample")
+    plain = samples_of(run)
+    out, _ = succeed(f"--workdir={run}", "--mode=sample", "--config.sampling.trajectory=5")
+    np.testing.assert_allclose(samples_of(run), plain, atol=1e-5)
+    with Image.open(run / "samples" / "sample_00000002_strip.png") as image:
+        assert image.size == (5 * 192, 192) and len(np.unique(np.asarray(image))) > 2
+    with Image.open(run / "samples" / "sample_00000002.gif") as image:
+        assert image.n_frames == 5
+    assert "sample_00000002_strip.png" in out and "sample_00000002.gif" in out
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_anything(run, config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    err = refused(run, f"--config={config}", f"--workdir={run}", "--config.training.tensorboard=True")
+    assert "tensorboardX is not installed" in err and "score_sde[tensorboard]" in err
+
+
 @pytest.mark.slow
 def test_digits_end_to_end(tmp_path):
     config, workdir = tmp_path / "digits.py", tmp_path / "run"
@@ -282,7 +362,7 @@ def test_digits_end_to_end(tmp_path):
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "an unknown mode": (["--mode=trian"], "<train|eval|sample>"),
+    "an unknown mode": (["--mode=trian"], "<train|eval|sample|plot>"),
     "an unknown flag": (["--modee=train"], "Unknown command line flag 'modee'"),
     "a misspelt override": (["--config.training.stepz=3"], "'training.stepz'. Did you mean 'training.steps'?"),
     "an override without its section": (["--config.steps=3"], "'steps'. Did you mean"),
@@ -422,8 +502,6 @@ def test_a_workdir_that_cannot_be_made(below, config, tmp_path):
 
 @pytest.mark.parametrize("mode", ["eval", "sample"])
 def test_results_that_cannot_be_written_are_told_before_the_work(mode, run, monkeypatch):
-    from score_sde import modes
-
     def work(*_, **__):
         raise AssertionError("worked for nothing")
 
@@ -438,8 +516,6 @@ def test_results_that_cannot_be_written_are_told_before_the_work(mode, run, monk
 
 
 def test_a_defect_keeps_its_traceback(run, monkeypatch):
-    from score_sde import modes
-
     def fail(*_, **__):
         raise RuntimeError("a defect")
 

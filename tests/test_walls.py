@@ -30,7 +30,7 @@ SDES = GROUND | {"sdes"}
 TARGETS = SDES | {"predictions", "analytic", "discrete"}
 FLOW = TARGETS | {"flow"}
 MATHS = FLOW | {"objectives", "sampling", "likelihood", "guidance"}
-ANYTHING = MATHS | {"__init__", "models", "weights", "files", "data", "training", "evaluation", "plots"}
+ANYTHING = MATHS | {"__init__", "models", "weights", "extras", "files", "data", "training", "evaluation", "plots"}
 
 JAX = {"jax", "numpy", "jaxtyping"}
 ODE = {"diffrax", "lineax"}  # lineax: the linear operators that diffrax takes, and installs
@@ -57,11 +57,12 @@ WALLS = {
     "models":      Room(set(),                   JAX | {"flax"}),
     "weights":     Room(MATHS | {"models"},      JAX | {"flax", "msgpack"} | CONFIG,     {"torch", "safetensors"}),
     # system
+    "extras":      Room(set(),                   set()),
     "files":       Room(set(),                   {"numpy"}),
     "data":        Room(set(),                   {"numpy", "grain", "pooch"} | IMAGES),
     "training":    Room(ANYTHING,                JAX | TRAIN | IMAGES | {"grain"},       {"tensorboardX"}),
     "evaluation":  Room(ANYTHING,                JAX | TRAIN | IMAGES,                   {"tensorboardX"}),
-    "plots":       Room(set(),                   {"numpy", "PIL"},                       {"matplotlib"}),
+    "plots":       Room({"extras"},              {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
     "presets":     Room(set(),                   set()),
     "config":      Room(ANYTHING | {"presets"},  JAX | {"flax", "optax"} | CONFIG, ODE),

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,7 +15,7 @@ from score_sde.data import batches
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Experiment
 from score_sde.training.mesh import batch_sharding, data_mesh, replicated
-from score_sde.training.progress import MetricsFile, Progress
+from score_sde.training.progress import EventFiles, MetricsFile, Progress
 from score_sde.training.state import State, adam, init_state, make_dispatch, make_step
 
 
@@ -48,6 +49,7 @@ class TrainingOptions:
     checkpoint_every: int = 5000
     snapshot_every: int = 50_000  # a grid of EMA samples
     max_bad_steps: int = 20  # steps in a row without a finite loss and gradient before giving up
+    tensorboard: bool = False  # event files beside metrics.jsonl
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
@@ -122,17 +124,19 @@ def train(
     *,
     seed: int = 0,
     flip: bool = False,
-    snapshot: Callable[[int, State], None] | None = None,
+    snapshot: Callable[[int, State], bytes | None] | None = None,
 ) -> State:
     """Train until `options.steps`, from the newest checkpoint in `workdir` if there is one.
 
-    Writes checkpoints/ and metrics.jsonl; `snapshot(step, state)` is called at step 0 and every `snapshot_every`.  The
-    state at a step is a function of the arguments alone (on a CPU, to the bit, for one version and device count).
+    Writes checkpoints/, metrics.jsonl and, where asked for, tensorboard/; `snapshot(step, state)` is called at step 0
+    and every `snapshot_every`, and may return a PNG for TensorBoard.  The state at a step is a function of the
+    arguments alone (on a CPU, to the bit, for one version and device count).
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM came; the state is saved.
         TrainingError: `max_bad_steps` steps in a row had no finite loss and gradient.
         WorkdirError: no checkpoint can be read.
+        MissingExtra: `options.tensorboard` without tensorboardX.
     """
     mesh = data_mesh()
     whole, sliced = replicated(mesh), batch_sharding(mesh, axis=1)
@@ -140,17 +144,28 @@ def train(
     dispatch = make_dispatch(
         make_step(experiment.loss, _optimizer(options), options.ema_rate), state_sharding=whole, batch_sharding=sliced
     )
-    with _Signals() as signals, Checkpoints(workdir) as checkpoints:
+    with _Signals() as signals, Checkpoints(workdir) as checkpoints, ExitStack() as open_files:
         state = checkpoints.restore(abstract_state(experiment, options, seed))
         fresh = state is None
         state = make() if fresh else state
         step = int(state.step)
-        if fresh and snapshot:
-            snapshot(0, state)
+        metrics, events = [MetricsFile(Path(workdir) / "metrics.jsonl", step)], None
+        if options.tensorboard and step < options.steps:
+            events = EventFiles(Path(workdir) / "tensorboard", 0 if fresh else step + 1)
+            metrics.append(events)
+        for file in metrics:
+            open_files.callback(file.close)
+
+        def show(step: int, state: State) -> None:
+            png = snapshot(step, state) if snapshot else None
+            if events and png is not None:
+                events.picture(step, png)
+
+        if fresh:
+            show(0, state)
         stream = batches(
             experiment.load("train"), options.batch_size, seed, start=step, flip=flip, stack=options.steps_per_dispatch
         )
-        metrics = MetricsFile(Path(workdir) / "metrics.jsonl", step)
         progress = Progress("train", options.steps, step)
         try:
             advance = _steps(dispatch, state, step, stream, sliced, options, metrics, progress)
@@ -161,17 +176,16 @@ def train(
                     raise Interrupted(signals.received, step)
                 if step % options.checkpoint_every == 0 or step == options.steps:
                     checkpoints.save(step, state)
-                if snapshot and (step % options.snapshot_every == 0 or step == options.steps):
-                    snapshot(step, state)
+                if step % options.snapshot_every == 0 or step == options.steps:
+                    show(step, state)
         finally:
             progress.close()
-            metrics.close()
             stream.close()
     return state
 
 
 def _steps(
-    dispatch, state: State, step: int, stream, sharding, options: TrainingOptions, metrics: MetricsFile, progress
+    dispatch, state: State, step: int, stream, sharding, options: TrainingOptions, metrics: list, progress
 ) -> Iterator[tuple[int, State]]:
     """Advance to `options.steps`, yielding after each dispatch, and report every `log_every` steps."""
     window, since, began = [], step, time.monotonic()
@@ -188,9 +202,11 @@ def _steps(
             norm = np.concatenate([m.grad_norm for m in window])
             finite = np.isfinite(loss) & np.isfinite(norm)
             mean_loss, mean_norm = (float(v[finite].mean()) if finite.any() else None for v in (loss, norm))
-            metrics.write(
-                step=step, loss=mean_loss, grad_norm=mean_norm, skipped=int(skipped), images_per_second=round(rate, 1)
-            )
+            for file in metrics:
+                file.write(
+                    step=step, loss=mean_loss, grad_norm=mean_norm, skipped=int(skipped),
+                    images_per_second=round(rate, 1),
+                )  # fmt: skip
             shown = "nan" if mean_loss is None else f"{mean_loss:.4f}"
             progress.update(step, f"loss {shown}  {rate:.0f} img/s" + (f"  skipped {skipped}" if skipped else ""))
             if bad >= options.max_bad_steps:

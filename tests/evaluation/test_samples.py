@@ -1,5 +1,7 @@
 """Samples of a perfect network have the moments of the closed form, one for each key, in readable files."""
 
+import dataclasses
+import io
 from functools import partial
 
 import jax
@@ -9,16 +11,17 @@ from PIL import Image
 
 import score_sde as ss
 from score_sde.evaluation import samples as samples_room
-from score_sde.evaluation.samples import SamplingOptions, write_samples
+from score_sde.evaluation.samples import SamplingOptions, scaled_for_display, write_samples, write_trajectory
 from score_sde.evaluation.samples import generate as generate_with_nfe
+from score_sde.plots import image_grid
 from tests.evaluation.stub import TARGET, experiment
 
 X = np.zeros((4, 2), np.float32)
 
 
-def options(*, num_samples=3000, batch_size=1024, transform=None, steps=100, **changes):
+def options(*, num_samples=3000, batch_size=1024, transform=None, steps=100, trajectory=0, **changes):
     solve = partial(ss.sample, **{"sampler": ss.EulerMaruyama(), "steps": steps, "denoise": True, **changes})
-    return SamplingOptions(solve, num_samples, batch_size, steps, transform)
+    return SamplingOptions(solve, num_samples, batch_size, steps, transform, trajectory)
 
 
 def generate(*args, progress=False, **kwargs):
@@ -81,7 +84,7 @@ def test_samples_that_are_not_finite_are_an_error():
     ids=["steps", "adaptive_ode", "adaptive_sde"],
 )
 def test_any_solver_samples_and_its_evaluations_are_counted(solve, steps, most):
-    x, nfe = generate_with_nfe(experiment(X), {}, SamplingOptions(solve, 6, 4, steps), seed=0, progress=True)
+    x, nfe, _ = generate_with_nfe(experiment(X), {}, SamplingOptions(solve, 6, 4, steps), seed=0, progress=True)
     assert x.shape == (6, 2) and nfe.shape == (6,) and 0 < nfe.min() and nfe.max() <= most
     assert np.abs(x - np.asarray(TARGET.mean)).max() < 5 * 0.3**0.5  # 5 standard deviations
 
@@ -139,3 +142,52 @@ def test_files_are_readable(samples, levels, size, tmp_path):
 def test_data_without_a_picture_make_an_array_alone(tmp_path):
     written = write_samples(np.ones((5, 3), np.float32), None, tmp_path / "x")
     assert [p.name for p in written] == ["x.npz"] and jax.tree.leaves(list(tmp_path.iterdir())) == written
+
+
+# --- trajectories -----------------------------------------------------------------------------------------------------
+
+
+def test_a_trajectory_goes_from_noise_to_the_samples_and_changes_none(monkeypatch):
+    monkeypatch.setattr(samples_room, "_shown", lambda levels: 60)  # what a picture shows is followed, no more
+    o = options(num_samples=70, batch_size=16, steps=10)
+    plain = generate_with_nfe(experiment(X), {}, o, seed=0, progress=False)
+    found = generate_with_nfe(experiment(X), {}, dataclasses.replace(o, trajectory=4), seed=0, progress=False)
+    assert plain.states is None and found.states.shape == (4, 60, 2)
+    np.testing.assert_array_equal(found.states[-1], found.x[:60])
+    np.testing.assert_allclose(found.x, plain.x, atol=1e-6)  # another program may round otherwise
+    assert found.nfe.tolist() == plain.nfe.tolist()
+    assert found.states[0].std() == pytest.approx(1.0, abs=4 / 240**0.5)  # the prior
+    # Moments of 10 steps even in their number: 0, 3, 7, 10; the state there is a solve to that time, not denoised.
+    times = np.linspace(1.0, 1e-3, 11)
+    to = options(num_samples=70, batch_size=16, denoise=False, grid=jax.numpy.asarray(times[:4], np.float32))
+    np.testing.assert_allclose(found.states[1], generate(experiment(X), {}, to, seed=0)[:60], atol=1e-5)
+
+
+def test_all_moments_are_shown_at_the_spread_of_the_last():
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(3, 200, 4)).astype(np.float32)
+    last = (0.2 * unit[2] - 0.5)[None]
+    shown = scaled_for_display(np.concatenate([50 * unit[:1], unit[1:2] + 3, last]))
+    np.testing.assert_array_equal(shown[2], last[0])
+    np.testing.assert_allclose(shown.std(axis=(1, 2)), last.std(), rtol=1e-4)
+    np.testing.assert_allclose(shown.mean(axis=(1, 2)), last.mean(), rtol=1e-4)
+
+
+def test_the_last_column_is_the_samples_written(tmp_path):
+    e = experiment(np.zeros((4, 2), np.uint8), levels=16)
+    last = np.random.default_rng(0).uniform(-1, 1, size=(9, 8, 8, 1)).astype(np.float32)
+    states = np.stack([30 * np.random.default_rng(1).normal(size=last.shape).astype(np.float32), last])
+    samples = e.unscale(jax.numpy.asarray(last))
+    write_samples(samples, 16, tmp_path / "a")
+    written = write_trajectory(e, states, tmp_path / "a")
+    assert [p.name for p in written] == ["a_strip.png", "a.gif"]
+    with Image.open(written[0]) as image:
+        found = np.asarray(image)
+    assert found.shape == (8 * 34, 2 * 34)
+    np.testing.assert_array_equal(found[:, 34:], Image.open(io.BytesIO(image_grid(samples[:8], 16, columns=1))))
+    inside = found[:, :34] != 64
+    assert len(np.unique(found[:, :34][inside])) == 16  # noise, and not all of it at the ends
+    assert ((found[:, :34] > 0) & (found[:, :34] < 255)).mean() > 0.5
+    with Image.open(written[1]) as image, Image.open(tmp_path / "a.png") as picture:
+        image.seek(1)
+        np.testing.assert_array_equal(image.convert("L"), picture)
