@@ -11,9 +11,11 @@ import difflib
 import inspect
 import json
 import math
+import pkgutil
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ def _toy(draw: Callable, split: str) -> data.Source:
     return draw(50_000, seed=0) if split == "train" else draw(5_000, seed=1)
 
 
-# name -> (load(split, directory), shape, levels)
+# name -> (load(split, directory), shape, levels) of what is published; users' own data are in `_data`.
 DATASETS = {
     "digits": (lambda split, directory: data.digits(split), (8, 8, 1), 17),
     "cifar10": (data.cifar10, (32, 32, 3), 256),
@@ -115,6 +117,8 @@ DATASETS = {
         for draw in (data.swiss_roll, data.two_moons, data.checkerboard, data.eight_gaussians)
     },
 }
+# name -> settings of the data section; `module:function` beside them, a function(split, directory) -> Source.
+OWN_DATA = {"images": ("channels", "size"), "arrays": ("levels",)}
 TRAINING_ONLY = ("cpu_devices", "final_eval")  # of the command line rather than of the loop
 
 
@@ -149,7 +153,10 @@ def base_config() -> ConfigDict:
             "sde": _section(SDES, "name", "vp"),
             "model": _section(MODELS, "name", "unet"),
             "objective": objective,
-            "data": {"name": "cifar10", "dir": "data", "flip": False, "range": (-1.0, 1.0)},
+            "data": {
+                "name": "cifar10", "dir": placeholder(str), "flip": False, "range": (-1.0, 1.0),
+                "channels": placeholder(int), "size": placeholder(int), "levels": placeholder(int),
+            },
             "training": {**dataclasses.asdict(TrainingOptions()), "cpu_devices": 0, "final_eval": False},
             "sampling": {
                 "preset": placeholder(str),
@@ -219,6 +226,7 @@ class Run:
     eval_seed: int
     flip: bool
     final_eval: bool
+    own_data: bool  # the user's, worth a description
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
@@ -401,6 +409,50 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
     return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform)
 
 
+def _data(make: _Builder, c: ConfigDict) -> tuple[Callable[[str], data.Source], tuple[int, ...], int | None] | None:
+    """(load(split), shape, levels) of the data section; of users' own data only what the shape takes is read."""
+    make.used["data"] = {"name", "dir", "flip", "range", *OWN_DATA.get(c.name, ())}
+    make.unused("data", c, ["name"])
+    if c.name in DATASETS:
+        load, shape, levels = DATASETS[c.name]
+        return cache(lambda split: load(split, c.dir)), shape, levels
+    if c.name not in OWN_DATA and ":" not in c.name:
+        make.choose("data.name", {**DATASETS, **OWN_DATA, "module:function": None}, c.name)
+        return None
+    settings = {key: c[key] for key in OWN_DATA.get(c.name, ())}
+    make.check(c.dir is not None or c.name not in OWN_DATA, f"data.dir must say where the {c.name} are, got None")
+    if c.name == "images":
+        make.check(c.channels in (1, 3), f"data.channels must be 1 (grey) or 3 (RGB) for images, got {c.channels}")
+        make.check(c.size is None or c.size >= 1, f"data.size must be at least 1, got {c.size}")
+    good = c.levels is None or 2 <= c.levels <= 2**16
+    make.check(good, f"data.levels must be in 2..65536, got {c.levels}")
+    if any(problem.startswith("data.") for problem in make.problems):
+        return None
+    try:
+        if c.name == "images":
+            return cache(lambda split: data.images(split, c.dir, **settings)), data.image_shape(c.dir, **settings), 256
+        if c.name == "arrays":
+            return cache(lambda split: data.arrays(split, c.dir, **settings)), *data.array_shape(c.dir, **settings)
+        return _users_own(c.name, c.dir)
+    except data.DataError as error:
+        make.problems.append(str(error))
+    except Exception as error:  # the user's code
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}: {type(error).__name__}: {error}"
+        make.problems.append(f"data.name={c.name} must name a function(split, directory) of a module, got {where}")
+    return None
+
+
+def _users_own(name: str, directory: str | None) -> tuple[Callable[[str], data.Source], tuple[int, ...], int | None]:
+    """As `_data`, of the function that `name` names."""
+    load = cache(lambda split: pkgutil.resolve_name(name)(split, directory))
+    source = load("train")
+    if not isinstance(source, data.Source):
+        raise TypeError(f"{type(source).__name__} lacks something of score_sde.data.Source")
+    data.describe(source)  # what it returns is what it says
+    return load, tuple(source.shape), source.levels
+
+
 def build(config: ConfigDict, *, devices: int = 1) -> Run:
     """The objects of a config, for a number of devices.
 
@@ -417,7 +469,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     law = make.make("objective", c.objective, "times", TIMES)
     divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
     how_to_sample = _sampling(make, c.sampling, sde, c.data.range)
-    dataset = make.choose("data.name", DATASETS, c.data.name)
+    dataset = _data(make, c.data)
     make.unused("sde", c.sde, ["name"])
     make.unused("model", c.model, ["name"])
     make.unused("objective", c.objective, ["prediction", "weighting", "times"])
@@ -470,7 +522,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
             prediction=prediction,
             weighting=weighting,
             times=law,
-            load=lambda split: load(split, c.data.dir),
+            load=load,
             shape=shape,
             levels=levels,
             data_range=tuple(c.data.range),
@@ -486,4 +538,5 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         eval_seed=c.eval.seed,
         flip=c.data.flip,
         final_eval=c.training.final_eval,
+        own_data=c.data.name not in DATASETS,
     )  # fmt: skip

@@ -143,7 +143,8 @@ def _load(file: str):
 
     if not Path(file).is_file():
         raise UsageError(f"no config file at {file!r}. Give --config=configs/NAME.py.")
-    sys.path.insert(0, str(Path(file).resolve().parent))  # a config may import its neighbours, as a script may
+    folder = str(Path(file).resolve().parent)
+    sys.path.insert(0, folder)  # a config may import its neighbours, as a script may, and data.name name one
     try:
         config = runpy.run_path(file)["get_config"]()
     except Exception as error:
@@ -151,9 +152,8 @@ def _load(file: str):
         where = f"{file}, line {lines[-1]}" if lines else file
         _, suggestion, rest = str(error).partition("Did you mean")  # ml_collections lists all keys before
         reason = suggestion + rest.rstrip("'\"") or f"{error!s:.200}"
+        sys.path.remove(folder)
         raise UsageError(f"{where} does not load: {type(error).__name__}: {reason}") from error
-    finally:
-        sys.path.pop(0)
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{file}: get_config() must return a changed base_config(), got {type(config).__name__}.")
     if wrong := sorted(set(flatten(config)) ^ set(flatten(base_config()))):

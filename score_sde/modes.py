@@ -13,6 +13,7 @@ import jax
 
 from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
+from score_sde.data import describe
 from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
 from score_sde.evaluation.samples import generate, write_samples
 from score_sde.files import WorkdirError, check_writable, locked, write_json
@@ -113,7 +114,9 @@ def _versions() -> dict[str, str]:
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
     """Train (or go on training) in `workdir`; 0, or 128 + the number of the signal that stopped it."""
     run = prepare(config)
-    run.experiment.load("train")  # missing data are told before anything compiles
+    source = run.experiment.load("train")  # missing data are told before anything compiles
+    if run.own_data:
+        _say(str(describe(source, run.experiment.data_range)))
     with locked(workdir):
         _save_config(workdir, config, overrides)
 
