@@ -409,48 +409,55 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
     return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform)
 
 
-def _data(make: _Builder, c: ConfigDict) -> tuple[Callable[[str], data.Source], tuple[int, ...], int | None] | None:
-    """(load(split), shape, levels) of the data section; of users' own data only what the shape takes is read."""
-    make.used["data"] = {"name", "dir", "flip", "range", *OWN_DATA.get(c.name, ())}
+DataSet = tuple[Callable[[str], data.Source], tuple[int, ...], int | None]  # load(split), shape, levels
+
+
+def _data(make: _Builder, c: ConfigDict) -> DataSet | None:
+    """The data section.  Of users' own files only what tells the shape is read."""
+    if c.name not in DATASETS and c.name not in OWN_DATA and ":" not in c.name:
+        return make.choose("data.name", {**DATASETS, **OWN_DATA, "module:function": None}, c.name)
+    settings = {key: c[key] for key in OWN_DATA.get(c.name, ())}
+    make.used["data"] = {"name", "dir", "flip", "range", *settings}
     make.unused("data", c, ["name"])
     if c.name in DATASETS:
         load, shape, levels = DATASETS[c.name]
         return cache(lambda split: load(split, c.dir)), shape, levels
-    if c.name not in OWN_DATA and ":" not in c.name:
-        make.choose("data.name", {**DATASETS, **OWN_DATA, "module:function": None}, c.name)
-        return None
-    settings = {key: c[key] for key in OWN_DATA.get(c.name, ())}
-    make.check(c.dir is not None or c.name not in OWN_DATA, f"data.dir must say where the {c.name} are, got None")
+    if c.name not in OWN_DATA:
+        return _users_source(make, c.name, c.dir)
+    found = len(make.problems)
+    make.check(c.dir is not None, f"data.dir must say where the {c.name} are, got None")
     if c.name == "images":
         make.check(c.channels in (1, 3), f"data.channels must be 1 (grey) or 3 (RGB) for images, got {c.channels}")
         make.check(c.size is None or c.size >= 1, f"data.size must be at least 1, got {c.size}")
     good = c.levels is None or 2 <= c.levels <= 2**16
     make.check(good, f"data.levels must be in 2..65536, got {c.levels}")
-    if any(problem.startswith("data.") for problem in make.problems):
+    if len(make.problems) > found:
         return None
     try:
         if c.name == "images":
             return cache(lambda split: data.images(split, c.dir, **settings)), data.image_shape(c.dir, **settings), 256
-        if c.name == "arrays":
-            return cache(lambda split: data.arrays(split, c.dir, **settings)), *data.array_shape(c.dir, **settings)
-        return _users_own(c.name, c.dir)
+        return cache(lambda split: data.arrays(split, c.dir, **settings)), *data.array_shape(c.dir, **settings)
     except data.DataError as error:
         make.problems.append(str(error))
-    except Exception as error:  # the user's code
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}, line {last.lineno}: {type(error).__name__}: {error}"
-        make.problems.append(f"data.name={c.name} must name a function(split, directory) of a module, got {where}")
-    return None
+        return None
 
 
-def _users_own(name: str, directory: str | None) -> tuple[Callable[[str], data.Source], tuple[int, ...], int | None]:
-    """As `_data`, of the function that `name` names."""
+def _users_source(make: _Builder, name: str, directory: str | None) -> DataSet | None:
+    """The data set of `module:function`, which is called with (split, directory) and returns a `Source`."""
     load = cache(lambda split: pkgutil.resolve_name(name)(split, directory))
-    source = load("train")
-    if not isinstance(source, data.Source):
-        raise TypeError(f"{type(source).__name__} lacks something of score_sde.data.Source")
-    data.describe(source)  # what it returns is what it says
-    return load, tuple(source.shape), source.levels
+    try:
+        source = load("train")
+        if not isinstance(source, data.Source):
+            raise TypeError(f"{type(source).__name__} returned, which lacks something of score_sde.data.Source")
+        data.describe(source)  # what it gives is what it says
+        return load, tuple(source.shape), source.levels
+    except Exception as error:  # of the user's code
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}: {error}"
+        make.problems.append(
+            f"data.name={name} must be a function(split, directory) -> Source of a module, got {where}"
+        )
+        return None
 
 
 def build(config: ConfigDict, *, devices: int = 1) -> Run:

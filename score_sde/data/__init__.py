@@ -1,9 +1,9 @@
 """Data sets, and the order in which training and evaluation see them.
 
-A source holds examples (`sources.py`, which also shows how to write one).  `digits`, `cifar10`, `mnist`, `fashion_mnist`
-and the toys make sources; `images` and `arrays` make them from users' own files; `fetch.py` downloads the published
-ones.  `batches` and `in_order` walk over any source (`pipeline.py`), `describe` says what is in it.  Everything here is
-NumPy: pixels stay integers until they are on the device.
+A source holds examples (`sources.py`, which also shows how to write one).  `digits`, `cifar10`, `mnist`,
+`fashion_mnist` and the toys make sources; `images` and `arrays` make them from users' own files; `fetch.py` downloads
+the published ones.  `batches` and `in_order` walk over any source (`pipeline.py`), `describe` says what is in it.
+Everything here is NumPy: pixels stay integers until they are on the device.
 """
 
 from score_sde.data.cifar10 import cifar10

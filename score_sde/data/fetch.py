@@ -3,8 +3,8 @@
     python -m score_sde.data.fetch cifar10                 into the cache, where configs without data.dir look
     python -m score_sde.data.fetch mnist --dir=FOLDER      into a folder, for --config.data.dir=FOLDER
 
-The cache is $SCORE_SDE_DATA, or the user's cache directory.  A download that breaks off leaves a `.part`, from which the
-next one goes on; a file gets its name only when its checksum is right.  A file that is there is never replaced.
+The cache is $SCORE_SDE_DATA, or the user's cache directory.  A download that breaks off leaves a `.part`, from which
+the next one goes on; a file gets its name only when its checksum is right.  A file that is there is never replaced.
 
 names: cifar10, fashion_mnist, mnist
 """
@@ -143,9 +143,10 @@ def _download(url: str, file) -> None:
     try:
         answer = _open(url, have)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:  # nothing lies beyond what is there: whole, or of another file
-            raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":
+        error.close()
+        if error.code != 416 or not have:
+            raise ConnectionError(f"the server says {error.code} {error.reason}") from None
+        if error.headers.get("Content-Range") == f"bytes */{have}":  # nothing lies beyond what is there
             return
         answer = _open(url, have := 0)
     with answer:

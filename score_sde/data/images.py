@@ -180,8 +180,8 @@ def _decode_all(directory: Path, files: list[str], shape: tuple[int, int, int], 
     if bad:
         more = f" and {len(bad) - 5} more" if bad[5:] else ""
         raise DataError(
-            f"{directory}: expected {len(files):,} usable images, got {len(bad)} that are not: {', '.join(bad[:5])}{more}; "
-            "repair them or move them away"
+            f"{directory}: expected {len(files):,} usable images, got {len(bad)} that are not: "
+            f"{', '.join(bad[:5])}{more}; repair them or move them away"
         )
 
 
