@@ -49,10 +49,10 @@ def _split(name: str, split: str, directory: str | os.PathLike | None) -> ArrayS
     check_split(split)
     directory = fetched(name, directory)
     remedy = f"get it with `python -m score_sde.data.fetch {name}`"
-    images = _read(path := directory / f"{_NAMES[split]}-images-idx3-ubyte.gz", 3, remedy)
+    images = _read(path := _file(directory, f"{_NAMES[split]}-images-idx3-ubyte"), 3, remedy)
     if images.shape[1:] != (28, 28) or not len(images):
         raise DataError(f"{path}: expected images of 28x28 pixels, got shape {images.shape}; {remedy}")
-    labels = _read(path := directory / f"{_NAMES[split]}-labels-idx1-ubyte.gz", 1, remedy)
+    labels = _read(path := _file(directory, f"{_NAMES[split]}-labels-idx1-ubyte"), 1, remedy)
     if len(labels) != len(images):
         raise DataError(f"{path}: expected {len(images):,} labels, one for each image, got {len(labels):,}; {remedy}")
     if labels.max() > 9:
@@ -60,9 +60,14 @@ def _split(name: str, split: str, directory: str | os.PathLike | None) -> ArrayS
     return ArraySource(images[..., None], labels, levels=256, num_classes=10)
 
 
+def _file(directory: Path, name: str) -> Path:
+    """The file as published, gzipped, unless there is only the unpacked one."""
+    packed, unpacked = directory / f"{name}.gz", directory / name
+    return unpacked if unpacked.exists() and not packed.exists() else packed
+
+
 def _read(path: Path, axes: int, remedy: str) -> np.ndarray:
-    """The uint8 array of an IDX file with so many axes, from `path` or the same without .gz."""
-    path = path if path.exists() or not path.with_suffix("").exists() else path.with_suffix("")
+    """The uint8 array of an IDX file with so many axes."""
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
