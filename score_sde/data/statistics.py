@@ -6,7 +6,7 @@ import numpy as np
 
 from score_sde.data.sources import DataError, Source
 
-_EXAMPLES, _NUMBERS = 1000, 2**25  # at most so many are looked at
+_EXAMPLES, _NUMBERS = 1000, 2**23  # at most so many are looked at
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ def describe(source: Source, data_range: tuple[float, float] = (-1.0, 1.0)) -> S
         raise DataError(f"expected finite numbers from the data source, got {low} to {high}")
     if source.levels is not None and not 0 <= low <= high < source.levels:
         raise DataError(f"expected numbers in 0..{source.levels - 1} from the data source, got {low} to {high}")
-    x = x.reshape(count, -1).astype(np.float32)
+    x = x.reshape(count, -1).astype(np.float32, order="C")
     step = 0.0
     if source.levels is not None:
         step = (data_range[1] - data_range[0]) / source.levels
         x = data_range[0] + step * (x + 0.5)
     mean = x.mean(dtype=np.float64)
-    std = np.sqrt(np.square(x - mean).mean(dtype=np.float64) + step**2 / 12)
+    std = np.sqrt(np.square(x - np.float32(mean)).mean(dtype=np.float64) + step**2 / 12)
     x -= x.mean(axis=0)  # distances stay, cancellation below goes
     squares = np.square(x).sum(axis=1)
-    distance = np.sqrt(max(0.0, float((squares[:, None] + squares - 2 * x @ x.T).max())))
+    distance = max(0.0, float((squares[:, None] + squares - 2 * (x @ x.T)).max())) ** 0.5
     return Statistics(
         examples=len(source), shape=tuple(source.shape), levels=source.levels, num_classes=source.num_classes,
         sample=count, low=float(low), high=float(high), data_range=None if source.levels is None else tuple(data_range),

@@ -49,7 +49,7 @@ def test_a_range_twice_as_wide_doubles_both():
 def test_the_sample_is_spread_over_the_set():
     x = np.arange(100_000, dtype=np.float32)[:, None]
     found = describe(ArraySource(x))
-    assert found.sample == 1000 and found.largest_distance == 99_999
+    assert found.sample == 1000 and abs(found.largest_distance / 99_999 - 1) < 1e-6
 
 
 def test_it_is_quick_and_small_for_large_images():
@@ -67,8 +67,8 @@ def test_it_is_quick_and_small_for_large_images():
     source = Large()
     began = time.monotonic()
     found = describe(source)
-    assert time.monotonic() - began < 10  # about 0.4 s on a free core
-    assert source.asked == found.sample == 2**25 // (512 * 512 * 3)
+    assert time.monotonic() - began < 10  # well under 1 s on a free core
+    assert source.asked == found.sample == 2**23 // (512 * 512 * 3)
 
 
 @pytest.mark.parametrize(
