@@ -18,7 +18,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -48,64 +47,76 @@ def images(split: str, directory: str | os.PathLike, *, channels: int, size: int
             cache cannot be written.
     """
     check_split(split)
-    shape = image_shape(directory, channels=channels, size=size)
-    files, classes, rows = _listed(Path(directory), split)
-    pixels = _decoded(Path(directory), files, shape, size)
-    return Subset(ArraySource(pixels, classes, 256, None if classes is None else int(classes.max()) + 1), rows)
+    _check_options(channels, size)
+    files, classes, rows = _listed(directory := os.fspath(directory))
+    shape = _shape(directory, files[rows["train"][0]], channels, size)
+    pixels = _decoded(directory, files, shape, size)
+    source = ArraySource(pixels, classes, 256, None if classes is None else int(classes.max()) + 1)
+    return Subset(source, rows[split])
 
 
 def image_shape(directory: str | os.PathLike, *, channels: int, size: int | None = None) -> tuple[int, int, int]:
     """(height, width, channels) of the examples of `images`, from its first file where `size` is None; errors alike."""
+    _check_options(channels, size)
+    files, _, rows = _listed(directory := os.fspath(directory))
+    return _shape(directory, files[rows["train"][0]], channels, size)
+
+
+def _check_options(channels: int, size: int | None) -> None:
     if channels not in _MODES:
         raise ValueError(f"expected channels=1 (grey) or 3 (RGB), got {channels}. Say which the images shall have.")
     if size is not None and size < 1:
         raise ValueError(f"expected size of at least 1 pixel, got {size}. Leave it out to keep the images' own.")
-    files, _, rows = _listed(Path(directory), "train")
+
+
+def _shape(directory: str, first: str, channels: int, size: int | None) -> tuple[int, int, int]:
     if size is not None:
         return size, size, channels
-    first = _decode(file := Path(directory) / files[rows[0]], channels, None)
-    if isinstance(first, str):
-        raise DataError(f"{file}: expected a PNG, JPEG or WebP image, got {first}; repair it or move it away")
-    return first.shape
+    found = _decode(file := os.path.join(directory, first), channels, None)
+    if isinstance(found, str):
+        raise DataError(f"{file}: expected a PNG, JPEG or WebP image, got {found}; repair it or move it away")
+    return found.shape
 
 
-def _listed(directory: Path, split: str) -> tuple[list[str], np.ndarray | None, np.ndarray]:
-    """Sorted paths of all files below `directory`, class of each or None, and the rows of the split."""
-    if not directory.is_dir():
+def _listed(directory: str) -> tuple[list[str], np.ndarray | None, dict[str, np.ndarray]]:
+    """Sorted paths of all images below `directory`, class of each or None, and the rows of each split."""
+    if not os.path.isdir(directory):
         raise DataError(f"{directory}: expected a folder of images, got no folder; set config.data.dir")
-    given = [name for name in ("train", "test") if (directory / name).is_dir()]
+    given = [name for name in ("train", "test") if os.path.isdir(os.path.join(directory, name))]
     if len(given) == 1:
         raise DataError(f"{directory}: expected train/ and test/, or neither, got {given[0]}/ alone; add the other")
-    parts = {name: _images_below(directory / name) for name in given or ["."]}
+    parts = {name: _images_below(os.path.join(directory, name)) for name in given or [""]}
     if empty := [name for name, files in parts.items() if not files]:
-        raise DataError(f"{directory / empty[0]}: expected {', '.join(_SUFFIXES)} files, got none; set config.data.dir")
-    files = [os.path.normpath(f"{name}/{file}") for name, files in parts.items() for file in files]
-    owners = [file.split("/")[0] if "/" in file else None for found in parts.values() for file in found]
+        where = os.path.join(directory, empty[0])
+        raise DataError(f"{where}: expected {', '.join(_SUFFIXES)} files, got none; set config.data.dir")
+    files = [os.path.join(name, file) for name, found in parts.items() for file in found]
+    owners = [file.split(os.sep)[0] if os.sep in file else None for found in parts.values() for file in found]
     if None in owners and set(owners) != {None}:
         loose = files[owners.index(None)]
         raise DataError(
             f"{directory}: expected all images in subfolders, the classes, or none, got {loose} beside them"
         )
-    names = sorted(set(owners) - {None})
-    if given and (new := set(owners[len(parts["train"]) :]) - set(owners[: len(parts["train"])])):
+    numbers = {name: n for n, name in enumerate(sorted(set(owners) - {None}))}
+    classes = np.array([numbers[owner] for owner in owners]) if numbers else None
+    if not given:
+        if len(files) < 2:
+            raise DataError(f"{directory}: expected at least two images, to train and to test, got {files[0]} alone")
+        return files, classes, {split: split_rows(split, len(files)) for split in ("train", "test")}
+    count = len(parts["train"])
+    if new := set(owners[count:]) - set(owners[:count]):
         raise DataError(f"{directory}/test: expected the classes of train/, got {sorted(map(str, new))[0]} too")
-    classes = np.array([names.index(owner) for owner in owners]) if names else None
-    if given:
-        return files, classes, np.flatnonzero([file.split(os.sep)[0] == split for file in files])
-    rows = split_rows(split, len(files))
-    if not len(rows):
-        raise DataError(f"{directory}: expected at least two images, to train and to test, got {files[0]} alone")
-    return files, classes, rows
+    return files, classes, {"train": np.arange(count), "test": np.arange(count, len(files))}
 
 
-def _images_below(folder: Path) -> list[str]:
+def _images_below(folder: str) -> list[str]:
     """Relative paths of the images below `folder`, in one order on every machine."""
     names = []
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        where = Path(path).relative_to(folder)
-        names += [(where / name).as_posix() for name in files if not name.startswith(".")]
-    found = sorted(name for name in names if name.lower().endswith(_SUFFIXES))
+        where = os.path.relpath(path, folder)
+        inside = "" if where == os.curdir else where + os.sep
+        names += [inside + name for name in files if not name.startswith(".")]
+    found = sorted((name for name in names if name.lower().endswith(_SUFFIXES)), key=lambda name: name.split(os.sep))
     if others := sorted(set(names) - set(found)):
         logging.getLogger(__name__).warning(
             "note: %d files in %s are not %s and are left out: %s%s",
@@ -114,12 +125,12 @@ def _images_below(folder: Path) -> list[str]:
     return found
 
 
-def _decoded(directory: Path, files: list[str], shape: tuple[int, int, int], size: int | None) -> np.ndarray:
+def _decoded(directory: str, files: list[str], shape: tuple[int, int, int], size: int | None) -> np.ndarray:
     """Pixels (N, *shape) uint8 of all files, mapped from the cache, where they are written first if need be."""
     from score_sde.data.fetch import cache_directory  # `python -m score_sde.data.fetch` wants to be the first import
 
-    states = [_state(directory / file) for file in files]
-    key = json.dumps([_FORMAT, str(directory.resolve()), files, states, shape, size])
+    states = [_state(os.path.join(directory, file)) for file in files]
+    key = json.dumps([_FORMAT, os.path.realpath(directory), files, states, shape, size])
     cached = cache_directory() / "images" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     try:
         return np.load(cached, mmap_mode="r", allow_pickle=False)
@@ -147,21 +158,21 @@ def _decoded(directory: Path, files: list[str], shape: tuple[int, int, int], siz
             temporary.unlink()
 
 
-def _state(file: Path) -> tuple[int, int] | None:
+def _state(file: str) -> tuple[int, int] | None:
     """What changes when a file does; None for a link to nowhere, which decoding will name."""
     with contextlib.suppress(OSError):
-        state = file.stat()
+        state = os.stat(file)
         return state.st_size, state.st_mtime_ns
 
 
-def _decode_all(directory: Path, files: list[str], shape: tuple[int, int, int], size: int | None) -> Iterator[bytes]:
+def _decode_all(directory: str, files: list[str], shape: tuple[int, int, int], size: int | None) -> Iterator[bytes]:
     """The pixels of each file in order, decoded in threads; DataError at the end if some cannot be used."""
     from tqdm import tqdm
 
     bad = []
 
     def decode(file: str) -> np.ndarray | str:
-        found = _decode(directory / file, shape[2], size)
+        found = _decode(os.path.join(directory, file), shape[2], size)
         if not isinstance(found, str) and found.shape != shape:
             return f"{found.shape[1]}x{found.shape[0]} pixels beside {shape[1]}x{shape[0]} (data.size makes them alike)"
         return found
@@ -185,12 +196,13 @@ def _decode_all(directory: Path, files: list[str], shape: tuple[int, int, int], 
         )
 
 
-def _decode(path: Path, channels: int, size: int | None) -> np.ndarray | str:
+def _decode(path: str, channels: int, size: int | None) -> np.ndarray | str:
     """Pixels (height, width, channels) of a file, or what is wrong with it in a few words."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
         if not data:
             return "an empty file"
         if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":  # Pillow would drop the lower byte without a word
