@@ -62,6 +62,13 @@ def test_refuses_bad_input(arguments, expected, got):
     assert "\n" not in after and after.endswith(".") and ". " in after  # the sentence after "got" is the remedy
 
 
+def test_large_arrays_are_looked_at_in_pieces():
+    x = np.zeros((3, 2**23 + 1), np.float16)
+    x[2, 5] = np.nan
+    with pytest.raises(ValueError, match="nan or inf in example 2"):
+        ArraySource(x)
+
+
 def test_import_is_cheap():
     code = "import sys, score_sde.data; print({'grain', 'pooch', 'PIL', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

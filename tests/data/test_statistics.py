@@ -41,6 +41,12 @@ def test_grey_levels_are_scaled_and_dequantised():
     assert f"largest distance {found.largest_distance:.3g} (sde.sigma_max, for sde.name=ve)" in str(found)
 
 
+def test_the_noise_of_dequantisation_counts():
+    coins = ArraySource(np.arange(1000).reshape(500, 2) % 2, levels=2)
+    found = describe(coins, (0.0, 1.0))  # halves of [0, 1], dequantised: uniform on [0, 1]
+    np.testing.assert_allclose([found.mean, found.std], [0.5, 12**-0.5], rtol=1e-6)
+
+
 def test_a_range_twice_as_wide_doubles_both():
     narrow, wide = (describe(digits("train"), (0.0, width)) for width in (1.0, 2.0))
     np.testing.assert_allclose([wide.std, wide.largest_distance], [2 * narrow.std, 2 * narrow.largest_distance], 1e-5)
