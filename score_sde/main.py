@@ -143,8 +143,7 @@ def _load(file: str):
 
     if not Path(file).is_file():
         raise UsageError(f"no config file at {file!r}. Give --config=configs/NAME.py.")
-    folder = str(Path(file).resolve().parent)
-    sys.path.insert(0, folder)  # a config may import its neighbours, as a script may, and data.name name one
+    sys.path.insert(0, str(Path(file).resolve().parent))  # a config may import its neighbours, as a script may
     try:
         config = runpy.run_path(file)["get_config"]()
     except Exception as error:
@@ -152,14 +151,16 @@ def _load(file: str):
         where = f"{file}, line {lines[-1]}" if lines else file
         _, suggestion, rest = str(error).partition("Did you mean")  # ml_collections lists all keys before
         reason = suggestion + rest.rstrip("'\"") or f"{error!s:.200}"
-        sys.path.remove(folder)
         raise UsageError(f"{where} does not load: {type(error).__name__}: {reason}") from error
+    finally:
+        sys.path.pop(0)
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{file}: get_config() must return a changed base_config(), got {type(config).__name__}.")
     if wrong := sorted(set(flatten(config)) ^ set(flatten(base_config()))):
         raise UsageError(f"{file}: expected the keys of base_config(); unknown or left out: {', '.join(wrong)}.")
     if config.sampling.preset is not None:
         use_preset(config, config.sampling.preset)
+    sys.path.insert(0, str(Path(file).resolve().parent))  # for good: data.name may name a neighbour
     return config.lock()
 
 
