@@ -28,6 +28,20 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def training_step(run, options) -> tuple:
+    """(state, dispatch, sharding) of a config's `run`: a fresh state, the step as training calls it, `dispatch(state,
+    batches)`, compiled by its first call, and where the batches (steps, batch, *shape) are put."""
+    import jax
+
+    from score_sde.training import loop, mesh, state
+
+    devices = mesh.data_mesh()
+    whole, sliced = mesh.replicated(devices), mesh.batch_sharding(devices, axis=1)
+    step = state.make_step(run.experiment.loss, loop._optimizer(options), options.ema_rate)
+    dispatch = state.make_dispatch(step, state_sharding=whole, batch_sharding=sliced)
+    return jax.jit(loop.initial_state(run.experiment, options, 0), out_shardings=whole)(), dispatch, sliced
+
+
 class Figures:
     """Collects figures with their bounds, prints them, and ends the script."""
 

@@ -11,9 +11,11 @@ import difflib
 import inspect
 import json
 import math
+import pkgutil
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,7 @@ def _toy(draw: Callable, split: str) -> data.Source:
     return draw(50_000, seed=0) if split == "train" else draw(5_000, seed=1)
 
 
-# name -> (load(split, directory), shape, levels)
+# name -> (load(split, directory), shape, levels) of what is published; users' own data are in `_data`.
 DATASETS = {
     "digits": (lambda split, directory: data.digits(split), (8, 8, 1), 17),
     "cifar10": (data.cifar10, (32, 32, 3), 256),
@@ -127,6 +129,8 @@ DATASETS = {
         for draw in (data.swiss_roll, data.two_moons, data.checkerboard, data.eight_gaussians)
     },
 }
+# name -> settings of the data section; `module:function` beside them, a function(split, directory) -> Source.
+OWN_DATA = {"images": ("channels", "size"), "arrays": ("levels",)}
 TRAINING_ONLY = ("cpu_devices", "final_eval")  # of the command line rather than of the loop
 
 
@@ -161,7 +165,10 @@ def base_config() -> ConfigDict:
             "sde": _section(SDES, "name", "vp"),
             "model": _section(MODELS, "name", "unet"),
             "objective": objective,
-            "data": {"name": "cifar10", "dir": "data", "flip": False, "range": (-1.0, 1.0)},
+            "data": {
+                "name": "cifar10", "dir": placeholder(str), "flip": False, "range": (-1.0, 1.0),
+                "channels": placeholder(int), "size": placeholder(int), "levels": placeholder(int),
+            },
             "training": {**dataclasses.asdict(TrainingOptions()), "cpu_devices": 0, "final_eval": False},
             "sampling": {
                 "preset": placeholder(str),
@@ -231,6 +238,7 @@ class Run:
     eval_seed: int
     flip: bool
     final_eval: bool
+    own_data: bool  # the user's, worth a description
 
 
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
@@ -416,6 +424,57 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
     return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform, c.trajectory)
 
 
+DataSet = tuple[Callable[[str], data.Source], tuple[int, ...], int | None]  # load(split), shape, levels
+
+
+def _data(make: _Builder, c: ConfigDict) -> DataSet | None:
+    """The data section.  Of users' own files only what tells the shape is read."""
+    if c.name not in DATASETS and c.name not in OWN_DATA and ":" not in c.name:
+        return make.choose("data.name", {**DATASETS, **OWN_DATA, "module:function": None}, c.name)
+    settings = {key: c[key] for key in OWN_DATA.get(c.name, ())}
+    make.used["data"] = {"name", "dir", "flip", "range", *settings}
+    make.unused("data", c, ["name"])
+    if c.name in DATASETS:
+        load, shape, levels = DATASETS[c.name]
+        return cache(lambda split: load(split, c.dir)), shape, levels
+    if c.name not in OWN_DATA:
+        return _users_source(make, c.name, c.dir)
+    found = len(make.problems)
+    make.check(c.dir is not None, f"data.dir must say where the {c.name} are, got None")
+    if c.name == "images":
+        make.check(c.channels in (1, 3), f"data.channels must be 1 (grey) or 3 (RGB) for images, got {c.channels}")
+        make.check(c.size is None or c.size >= 1, f"data.size must be at least 1, got {c.size}")
+    good = c.levels is None or 2 <= c.levels <= 2**16
+    make.check(good, f"data.levels must be in 2..65536, got {c.levels}")
+    if len(make.problems) > found:
+        return None
+    try:
+        if c.name == "images":
+            return cache(lambda split: data.images(split, c.dir, **settings)), data.image_shape(c.dir, **settings), 256
+        return cache(lambda split: data.arrays(split, c.dir, **settings)), *data.array_shape(c.dir, **settings)
+    except data.DataError as error:
+        make.problems.append(str(error))
+        return None
+
+
+def _users_source(make: _Builder, name: str, directory: str | None) -> DataSet | None:
+    """The data set of `module:function`, which is called with (split, directory) and returns a `Source`."""
+    load = cache(lambda split: pkgutil.resolve_name(name)(split, directory))
+    try:
+        source = load("train")
+        if not isinstance(source, data.Source):
+            raise TypeError(f"{type(source).__name__} returned, which lacks something of score_sde.data.Source")
+        data.describe(source)  # what it gives is what it says
+        return load, tuple(source.shape), source.levels
+    except Exception as error:  # of the user's code
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}: {error}"
+        make.problems.append(
+            f"data.name={name} must be a function(split, directory) -> Source of a module, got {where}"
+        )
+        return None
+
+
 def build(config: ConfigDict, *, devices: int = 1) -> Run:
     """The objects of a config, for a number of devices.
 
@@ -432,7 +491,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     law = make.make("objective", c.objective, "times", TIMES)
     divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
     how_to_sample = _sampling(make, c.sampling, sde, c.data.range)
-    dataset = make.choose("data.name", DATASETS, c.data.name)
+    dataset = _data(make, c.data)
     make.unused("sde", c.sde, ["name"])
     make.unused("model", c.model, ["name"])
     make.unused("objective", c.objective, ["prediction", "weighting", "times"])
@@ -488,7 +547,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
             prediction=prediction,
             weighting=weighting,
             times=law,
-            load=lambda split: load(split, c.data.dir),
+            load=load,
             shape=shape,
             levels=levels,
             data_range=tuple(c.data.range),
@@ -505,4 +564,5 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         eval_seed=c.eval.seed,
         flip=c.data.flip,
         final_eval=c.training.final_eval,
+        own_data=c.data.name not in DATASETS,
     )  # fmt: skip

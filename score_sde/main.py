@@ -166,6 +166,7 @@ def _load(file: str):
         raise UsageError(f"{file}: expected the keys of base_config(); unknown or left out: {', '.join(wrong)}.")
     if config.sampling.preset is not None:
         use_preset(config, config.sampling.preset)
+    sys.path.insert(0, str(Path(file).resolve().parent))  # for good: data.name may name a neighbour
     return config.lock()
 
 

@@ -13,7 +13,7 @@ import jax
 
 from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
-from score_sde.data import DataError
+from score_sde.data import DataError, describe
 from score_sde.evaluation.levels import bound_by_level, loss_by_level
 from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
 from score_sde.evaluation.pictures import write_bound_by_level, write_learning_curve, write_loss_by_level
@@ -121,7 +121,9 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     run = prepare(config)
     if run.training.tensorboard:
         EventFiles.check()
-    run.experiment.load("train")  # missing data are told before anything compiles
+    source = run.experiment.load("train")  # missing data are told before anything compiles
+    if run.own_data:
+        _say(str(describe(source, run.experiment.data_range)))
     with locked(workdir):
         _save_config(workdir, config, overrides)
 

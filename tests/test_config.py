@@ -7,12 +7,15 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
 import score_sde as ss
 from score_sde import config as configs
 from score_sde import data, likelihood, models, modes, sampling
 from score_sde.config import ConfigError, base_config, build, flatten, get_config
+from score_sde.data.fetch import PUBLISHED
 from score_sde.presets import PRESETS
 from tests.catalogue import PREDICTIONS, TIMES, WEIGHTINGS, instances
 
@@ -57,9 +60,26 @@ def test_there_are_configs():
     assert {"vp_cifar", "vp_digits", "vp_toy"} <= {p.stem for p in FILES}
 
 
+@pytest.fixture(scope="session")
+def own_data(tmp_path_factory):
+    """name -> folder or file of generated examples, as users would have them."""
+    folder = tmp_path_factory.mktemp("own")
+    for n in range(3):
+        Image.fromarray(np.full((40, 36, 3), 50 * n, np.uint8)).save(folder / f"{n}.png")
+    np.save(folder / "vectors.npy", np.random.default_rng(0).standard_normal((30, 4)))
+    return {"images": folder, "arrays": folder / "vectors.npy"}
+
+
+def with_data(c, own_data):
+    """The config, with files where it wants the user's."""
+    if c.data.name in own_data:
+        c.data.dir = str(own_data[c.data.name])
+    return c
+
+
 @each_file
-def test_a_shipped_config_builds_and_names_its_command(path):
-    run = build(load(path))
+def test_a_shipped_config_builds_and_names_its_command(path, own_data):
+    run = build(with_data(load(path), own_data))
     assert run.training.steps > 0
     assert f"python -m score_sde.main --config=configs/{path.name} --mode=train" in runpy.run_path(str(path))["__doc__"]
 
@@ -88,7 +108,7 @@ def test_vp_cifar_has_the_published_size():
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 61_804_419
 
 
-def test_build_compiles_nothing():
+def test_build_compiles_nothing(own_data):
     compiled = []
 
     def listen(event, duration, **_):
@@ -99,7 +119,7 @@ def test_build_compiles_nothing():
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for path in FILES:
-            build(load(path))
+            build(with_data(load(path), own_data))
         found = len(compiled)
         jax.jit(lambda x: x + 1)(jnp.ones(3))
         assert len(compiled) > found, "the listener is deaf"
@@ -141,10 +161,10 @@ def test_every_public_class_has_a_name(table, public):
 
 def test_every_data_set_has_a_name():
     toys = {f.__name__ for f in public_functions(data.toys)}
-    assert len(toys) >= 4 and {*toys, "digits", "cifar10"} == set(configs.DATASETS)
+    assert len(toys) >= 4 and {*toys, "digits", *PUBLISHED} == set(configs.DATASETS)
 
 
-@pytest.mark.parametrize("name", [n for n in configs.DATASETS if n != "cifar10"])
+@pytest.mark.parametrize("name", [n for n in configs.DATASETS if n not in PUBLISHED])
 def test_the_table_of_data_sets_is_true(name):
     load_split, shape, levels = configs.DATASETS[name]
     for split in ("train", "test"):
@@ -276,6 +296,13 @@ REFUSED = [  # key, value, part of the message
     ("sampling__rtol", 1e-3, "sampling.rtol is not a setting of"),
     ("data__name", "swissroll", "Did you mean 'swiss_roll'?"),
     ("data__name", "qqq", "got 'qqq'."),
+    ("data__name", "image", "Did you mean 'images'?"),
+    ("data__channels", 3, "data.channels is not a setting of name=swiss_roll"),
+    ("data__name", "images", "data.dir must say where the images are, got None"),
+    ("data__name", "images", "data.channels must be 1 (grey) or 3 (RGB) for images, got None"),
+    ("data__name", "no_such_module:f", "got ModuleNotFoundError"),
+    ("data__name", "score_sde.data:nothing", "got AttributeError"),
+    ("data__name", "builtins:print", "got TypeError"),
     ("sde__sigma_min", 0.01, "sde.sigma_min is not a setting of name=vp"),
     ("model__nf", 8, "model.nf is not a setting of name=mlp"),
     ("objective__sigma_data", 0.5, "objective.sigma_data is not a setting of prediction=noise, weighting=sigma"),
@@ -414,3 +441,65 @@ def test_a_damaged_file_is_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigError, match="config.json is damaged"):
         get_config(str(path))
+
+
+# --- users' own data -------------------------------------------------------------------------------------------------
+
+
+def own(name, path, **settings):
+    return toy(data__name=name, data__dir=str(path), **settings)
+
+
+def test_images_tell_their_shape_before_they_are_decoded(own_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCORE_SDE_DATA", str(tmp_path))
+    run = build(own("images", own_data["images"], data__channels=1))
+    assert (run.experiment.shape, run.experiment.levels, run.own_data) == ((40, 36, 1), 256, True)
+    assert not list(tmp_path.iterdir())
+    source = run.experiment.load("train")
+    assert len(source) == 2 and source is run.experiment.load("train") and list(tmp_path.iterdir())
+    assert build(own("images", own_data["images"], data__channels=3, data__size=8)).experiment.shape == (8, 8, 3)
+
+
+def test_arrays_tell_their_shape(own_data, tmp_path):
+    run = build(own("arrays", own_data["arrays"]))
+    assert (run.experiment.shape, run.experiment.levels, len(run.experiment.load("test"))) == ((4,), None, 3)
+    np.save(tmp_path / "x.npy", np.arange(12).reshape(6, 2))
+    assert build(own("arrays", tmp_path / "x.npy", data__levels=12)).experiment.levels == 12
+
+
+def test_problems_of_the_data_come_with_all_others(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        build(own("arrays", tmp_path / "none.npy", training__steps=0))
+    assert "none.npy" in str(caught.value) and "training.steps must be" in str(caught.value)
+    with pytest.raises(ConfigError, match="data.levels must be in 2..65536, got 1"):
+        build(own("arrays", tmp_path / "none.npy", data__levels=1))
+    with pytest.raises(ConfigError, match="data.size must be at least 1, got 0"):
+        build(own("images", tmp_path, data__channels=3, data__size=0))
+
+
+MODULE = """
+import numpy as np
+from score_sde.data import ArraySource
+
+def source(split, directory):
+    assert directory is None
+    return ArraySource(np.full((12 if split == "train" else 3, 2), 0.5, np.float32))
+
+def wrong(split, directory):
+    return [1, 2]
+
+def broken(split, directory):
+    return 1 / 0
+"""
+
+
+def test_a_user_s_source(tmp_path, monkeypatch):
+    (tmp_path / "users_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = build(toy(data__name="users_module:source"))
+    assert run.experiment.shape == (2,) and run.own_data
+    assert [len(run.experiment.load(split)) for split in ("train", "test")] == [12, 3]
+    with pytest.raises(ConfigError, match="TypeError .*list returned, which lacks something of score_sde.data.Source"):
+        build(toy(data__name="users_module:wrong"))
+    with pytest.raises(ConfigError, match="ZeroDivisionError in users_module.py, line 13: division by zero"):
+        build(toy(data__name="users_module:broken"))

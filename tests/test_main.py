@@ -403,7 +403,7 @@ FILES = {
     "no return": (CONFIG.replace("return c", ""), "get_config() must return a changed base_config(), got NoneType"),
     "another dict": (
         "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'seed': 1})\n",
-        "unknown or left out: data.dir",
+        "unknown or left out: data.channels, data.dir",
     ),
 }  # fmt: skip
 

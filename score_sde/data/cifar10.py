@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from score_sde.data.sources import ArraySource, DataError, check_split
+from score_sde.data.sources import ArraySource, DataError, check_split, fetched
 
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _FOLDER = "cifar-10-batches-bin"
@@ -21,14 +21,15 @@ _FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_
 _ROW = 1 + 3 * 32 * 32
 
 
-def cifar10(split: str, directory: str | os.PathLike) -> ArraySource:
+def cifar10(split: str, directory: str | os.PathLike | None = None) -> ArraySource:
     """CIFAR-10, shape (32, 32, 3), 256 levels, 10 classes: 50,000 images to train on, 10,000 to test on.
 
     Files of the same form with fewer rows are read too, for smoke runs; `len` of the result says what was there.
 
     Args:
         split: 'train' or 'test'.
-        directory: holds `cifar-10-batches-bin/` or `cifar-10-binary.tar.gz` (read in place), or is that folder.
+        directory: holds `cifar-10-batches-bin/` or `cifar-10-binary.tar.gz` (read in place), or is that folder; None
+            reads the archive in the cache, which is downloaded first unless it is there.
 
     Raises:
         ValueError: another split is asked for.
@@ -37,7 +38,7 @@ def cifar10(split: str, directory: str | os.PathLike) -> ArraySource:
     Source: Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     """
     check_split(split)
-    directory, names = Path(directory), _FILES[split]
+    directory, names = fetched("cifar10", directory), _FILES[split]
     folder = directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
     if folder != directory or any((folder / name).exists() for name in names):
         files = [(folder / name, _read(folder / name)) for name in names]

@@ -12,20 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from score_sde.data.sources import ArraySource, DataError, check_split
+from score_sde.data.sources import ArraySource, DataError, check_split, fetched
 
 _NAMES = {"train": "train", "test": "t10k"}
 _UINT8 = 0x08
 
 
-def mnist(split: str, directory: str | os.PathLike) -> ArraySource:
+def mnist(split: str, directory: str | os.PathLike | None = None) -> ArraySource:
     """MNIST, handwritten digits of shape (28, 28, 1), 256 levels, 10 classes: 60,000 to train on, 10,000 to test on.
 
     Files of the same form with fewer images are read too, for smoke runs.
 
     Args:
         split: 'train' or 'test'.
-        directory: holds `train-images-idx3-ubyte.gz` and its three companions, or the same unpacked, without `.gz`.
+        directory: holds `train-images-idx3-ubyte.gz` and its three companions, or the same unpacked, without `.gz`;
+            None reads those in the cache, which are downloaded first unless they are there.
 
     Raises:
         ValueError: another split is asked for.
@@ -33,45 +34,53 @@ def mnist(split: str, directory: str | os.PathLike) -> ArraySource:
 
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits" (1998).
     """
-    return _split(split, Path(directory))
+    return _split("mnist", split, directory)
 
 
-def fashion_mnist(split: str, directory: str | os.PathLike) -> ArraySource:
+def fashion_mnist(split: str, directory: str | os.PathLike | None = None) -> ArraySource:
     """Fashion-MNIST, ten kinds of garment in the files of MNIST: arguments and errors are those of `mnist`.
 
     Source: Xiao, Rasul, Vollgraf, arXiv:1708.07747 (2017), MIT licence.
     """
-    return _split(split, Path(directory))
+    return _split("fashion_mnist", split, directory)
 
 
-def _split(split: str, directory: Path) -> ArraySource:
+def _split(name: str, split: str, directory: str | os.PathLike | None) -> ArraySource:
     check_split(split)
-    images = _read(directory / f"{_NAMES[split]}-images-idx3-ubyte.gz", axes=3)
-    labels = _read(path := directory / f"{_NAMES[split]}-labels-idx1-ubyte.gz", axes=1)
+    directory = fetched(name, directory)
+    remedy = f"get it with `python -m score_sde.data.fetch {name}`"
+    images = _read(path := _file(directory, f"{_NAMES[split]}-images-idx3-ubyte"), 3, remedy)
     if images.shape[1:] != (28, 28) or not len(images):
-        raise DataError(f"{directory}: expected images of 28x28 pixels, got shape {images.shape}; download them again")
+        raise DataError(f"{path}: expected images of 28x28 pixels, got shape {images.shape}; {remedy}")
+    labels = _read(path := _file(directory, f"{_NAMES[split]}-labels-idx1-ubyte"), 1, remedy)
     if len(labels) != len(images):
-        raise DataError(f"{path}: expected {len(images):,} labels, one for each image, got {len(labels):,}")
+        raise DataError(f"{path}: expected {len(images):,} labels, one for each image, got {len(labels):,}; {remedy}")
     if labels.max() > 9:
-        raise DataError(f"{path}: expected labels 0 to 9, got {labels.max()}; download it again")
+        raise DataError(f"{path}: expected labels 0 to 9, got {labels.max()}; {remedy}")
     return ArraySource(images[..., None], labels, levels=256, num_classes=10)
 
 
-def _read(path: Path, axes: int) -> np.ndarray:
-    """The uint8 array of an IDX file with so many axes, from `path` or the same without .gz."""
-    path = path if path.exists() or not path.with_suffix("").exists() else path.with_suffix("")
+def _file(directory: Path, name: str) -> Path:
+    """The file as published, gzipped, unless there is only the unpacked one."""
+    packed, unpacked = directory / f"{name}.gz", directory / name
+    return unpacked if unpacked.exists() and not packed.exists() else packed
+
+
+def _read(path: Path, axes: int, remedy: str) -> np.ndarray:
+    """The uint8 array of an IDX file with so many axes."""
     try:
-        data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: expected a readable IDX file, got {reason}; download it again") from error
+        raise DataError(f"{path}: expected a readable IDX file, got {reason}; {remedy}") from error
     header = 4 + 4 * axes
     if len(data) < header or data[:4] != bytes([0, 0, _UINT8, axes]):
-        raise DataError(f"{path}: expected an IDX file of bytes with {axes} axes, got {data[:4].hex(' ')}")
+        start = data[:4].hex(" ") or "nothing"
+        raise DataError(f"{path}: expected an IDX file of bytes with {axes} axes, got {start}; {remedy}")
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", axes, offset=4))
     if len(data) != header + math.prod(shape):
         raise DataError(
-            f"{path}: expected {header + math.prod(shape):,} bytes for shape {shape}, got {len(data):,}; "
-            "download it again"
+            f"{path}: expected {header + math.prod(shape):,} bytes for shape {shape}, got {len(data):,}; {remedy}"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from score_sde.data import ArraySource, Source
+from score_sde.data import ArraySource, Source, Subset, split_rows
 
 X = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1)
 LABELS = np.array([2, 0, 1, 2, 2])
@@ -62,7 +62,32 @@ def test_refuses_bad_input(arguments, expected, got):
     assert "\n" not in after and after.endswith(".") and ". " in after  # the sentence after "got" is the remedy
 
 
+def test_large_arrays_are_looked_at_in_pieces():
+    x = np.zeros((3, 2**23 + 1), np.float16)
+    x[2, 5] = np.nan
+    with pytest.raises(ValueError, match="nan or inf in example 2"):
+        ArraySource(x)
+
+
 def test_import_is_cheap():
     code = "import sys, score_sde.data; print({'grain', 'pooch', 'PIL', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_subset_has_the_rows_in_their_order():
+    source: Source = Subset(ArraySource(X, LABELS, levels=20, num_classes=3), np.array([4, 0, 2]))
+    assert (len(source), source.shape, source.levels, source.num_classes) == (3, (2, 2, 1), 20, 3)
+    batch = source[np.array([2, 0])]
+    np.testing.assert_array_equal(batch["x"], X[[2, 4]])
+    np.testing.assert_array_equal(batch["label"], LABELS[[2, 4]])
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 11, 1234])
+def test_the_split_covers_everything_once_and_grows_in_place(size):
+    train, test = split_rows("train", size), split_rows("test", size)
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(size))
+    assert len(test) == -(-size // 10)
+    np.testing.assert_array_equal(split_rows("test", 2 * size)[: len(test)], test)
+    with pytest.raises(ValueError, match="got 'valid'"):
+        split_rows("valid", size)
