@@ -44,11 +44,14 @@ def histogram(values: np.ndarray, unit: str, *, bins: int = 40, width: int = 480
     draw = ImageDraw.Draw(canvas)
     floor = height - 24
     if values.size:
-        counts, edges = np.histogram(values, bins=bins)
+        values = values.astype(np.float64)
+        low, high = values.min(), values.max()
+        span = max(high - low, 1e-6 * max(1.0, abs(low)))  # they may all be alike
+        counts, _ = np.histogram(values, bins=bins, range=(low, low + span))
         for i, count in enumerate(counts):
             left, right = (10 + (width - 20) * k // bins for k in (i, i + 1))
             draw.rectangle([left, floor - (floor - 10) * int(count) // int(counts.max()), right - 2, floor], fill=80)
-        text = f"{edges[0]:.3g} to {edges[-1]:.3g}, mean {values.mean():.4g} {unit}, {values.size} values"
+        text = f"{low:.3g} to {high:.3g}, mean {values.mean():.4g} {unit}, {values.size} values"
     else:
         text = "no values"
     draw.line([10, floor, width - 10, floor], fill=0)

@@ -171,3 +171,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"^matplotlib is not installed.*score_sde\[plots\]"):
         plots.check_matplotlib()
+
+
+@pytest.mark.parametrize("values", [np.full(7, 1e6, np.float32), np.array([1.0, np.nextafter(1.0, 2)]), np.zeros(0)])
+def test_values_that_are_all_alike_have_a_histogram_too(values):
+    assert Image.open(io.BytesIO(plots.histogram(values, "nats"))).size == (480, 240)
