@@ -1,9 +1,15 @@
 """What the scripts of this folder share: the machine's name, and figures that are checked against bounds."""
 
 import argparse
+import io
 import os
 import platform
+import runpy
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
 
 
 def machine() -> str:
@@ -26,6 +32,40 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bound is missed")
     return parser
+
+
+def config_of(name: str):
+    """The config of configs/`name`.py."""
+    sys.path.insert(0, str(ROOT / "configs"))
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+
+
+def save_weights(workdir: Path, path: Path) -> None:
+    """Write the EMA weights of a run as a plain .npz, named by their place in the tree."""
+    import jax
+    import numpy as np
+
+    from score_sde.config import build, get_config
+    from score_sde.files import write_bytes
+    from score_sde.training.checkpoints import Checkpoints
+    from score_sde.training.loop import abstract_state
+
+    run = build(get_config(str(workdir / "config.json")))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
+    flat = jax.tree_util.tree_flatten_with_path(state.ema)[0]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(a) for p, a in flat})
+    write_bytes(path, buffer.getvalue())
+
+
+def load_weights(path: Path) -> dict:
+    """The parameters that `save_weights` wrote."""
+    import numpy as np
+    from flax.traverse_util import unflatten_dict
+
+    with np.load(path) as found:
+        return unflatten_dict({tuple(k.split("/")): found[k] for k in found.files})
 
 
 def training_step(run, options) -> tuple:

@@ -18,13 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import Figures, arguments
+from common import RESULTS, ROOT, Figures, arguments, save_weights
 
 from score_sde.data import batches, digits
-from score_sde.files import write_bytes
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "experiments" / "results"
 
 
 class Classifier(nn.Module):
@@ -70,23 +66,6 @@ def run_main_job(workdir: Path) -> str:
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     print(done.stdout, end="")
     return done.stdout
-
-
-def save_weights(workdir: Path, path: Path) -> None:
-    """EMA weights as a plain .npz, named by their place in the tree."""
-    import io
-
-    from score_sde.config import build, get_config
-    from score_sde.training.checkpoints import Checkpoints
-    from score_sde.training.loop import abstract_state
-
-    run = build(get_config(str(workdir / "config.json")))
-    with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
-    flat = jax.tree_util.tree_flatten_with_path(state.ema)[0]
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(a) for p, a in flat})
-    write_bytes(path, buffer.getvalue())
 
 
 if __name__ == "__main__":

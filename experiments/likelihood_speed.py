@@ -7,31 +7,23 @@ digits, and a DDPM++ of 2.5M parameters at 32x32x3.  The error is the mean dista
 tolerance; time is compared where the two curves of time over error have the same error.  Needs scipy, which JAX brings.
 """
 
-import runpy
-import sys
 import time as clock
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import Figures, arguments
-from flax.traverse_util import unflatten_dict
+from common import RESULTS, Figures, arguments, config_of, load_weights
 from scipy.integrate import solve_ivp
 
 import score_sde as ss
 from score_sde.config import base_config, build
 from score_sde.likelihood import cash_karp
 
-ROOT = Path(__file__).parents[1]
-
 
 def digits(batch: int):
     """(SDE, score with trained weights, dequantised test digits)."""
-    sys.path.insert(0, str(ROOT / "configs"))
-    experiment = build(runpy.run_path(str(ROOT / "configs" / "vp_digits.py"))["get_config"]()).experiment
-    with np.load(ROOT / "experiments" / "results" / "vp_digits_ema.npz") as found:
-        params = unflatten_dict({tuple(k.split("/")): jnp.asarray(found[k]) for k in found.files})
+    experiment = build(config_of("vp_digits")).experiment
+    params = load_weights(RESULTS / "vp_digits_ema.npz")
     x = experiment.load("test")[np.arange(batch)]["x"]
     return experiment.sde, experiment.score(params), experiment.scale(jax.random.key(1), jnp.asarray(x))
 
