@@ -181,8 +181,8 @@ def get_config(path: str) -> ConfigDict:
     config = base_config()
     try:
         _fill(config, json.loads(Path(path).read_text())["config"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged: {error!s:.200}. Restore it, or use another --workdir.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {str(error).strip(chr(34))!s:.200}. Restore it, or use another --workdir.") from error
     return config
 
 
@@ -192,7 +192,7 @@ def _fill(config: ConfigDict, saved: dict) -> None:
             raise KeyError(f"this version of score_sde does not know the key {key}")
         if isinstance(value, dict):
             _fill(config[key], value)
-        elif value is not None:
+        elif value is not None or config[key] is not None:
             config[key] = tuple(value) if isinstance(value, list) else value
 
 
@@ -348,12 +348,13 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
         solve, steps = partial(solver, **given, **common), None
     else:
         predictor = make.make("sampling", c, "sampler", SAMPLERS, SAMPLER_KEYS) if c.sampler in SAMPLERS else None
-        if c.corrector != "none":
+        make.choose("sampling.corrector", {"none": None, **CORRECTORS}, c.corrector)
+        if c.corrector in CORRECTORS:
             make.used["sampling"].add("corrector_first")
-            corrector = make.make("sampling", c, "corrector", {"none": None, **CORRECTORS}, CORRECTOR_KEYS)
+            corrector = make.make("sampling", c, "corrector", CORRECTORS, CORRECTOR_KEYS)
             sampler = corrector and sampling.PredictorCorrector(predictor, corrector, bool(c.corrector_first))
         else:
-            make.check(c.sampler != "none", "sampling.sampler=none needs a sampling.corrector")
+            make.check(c.sampler != "none" or c.corrector != "none", "sampling.sampler=none needs a sampling.corrector")
             sampler = predictor
         grid = make.choose("sampling.grid", GRIDS, c.grid)
         if c.grid == "edm" and c.grid_rho is not None:

@@ -1,5 +1,6 @@
 """The command line: flags to mode, and every mistake of a user to one line."""
 
+import errno
 import logging
 import os
 import runpy
@@ -41,6 +42,11 @@ How to sample (settings with their defaults are flags too, as in --config.sampli
 """
 
 
+# What the system says of a disk, a path or a pipe, wherever it is met: no defect of the program.
+SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EPIPE}
+SYSTEM |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ESTALE}
+
+
 class UsageError(Exception):
     """A mistake on the command line, in one line."""
 
@@ -60,19 +66,37 @@ def main(argv: list[str]) -> int:
             print(describe_sampling())
         return 0 if argv else 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax is talkative
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax is talkative, and what it raises is told below
     try:
         mode, workdir, config, overrides = parse(argv)
-        return dispatch(mode, workdir, config, overrides)
+        code = dispatch(mode, workdir, config, overrides)
+        sys.stdout.flush()  # a full disk shows here rather than at the very end
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
-        if not _is_ours(error):
+        if (message := _message(error)) is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        words = (word if len(word) <= 300 else word[:60] + "..." for word in message.split())
+        print(f"error: {' '.join(words)}", file=sys.stderr)
         return 1
 
 
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None for a defect, which keeps its traceback."""
+    if _is_ours(error):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return f"{error.filename or 'the output'}: {error.strerror}. Free it, or choose another place."
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = (str(error).splitlines() or ["no more"])[0][:200]
+        return f"out of memory ({reason}). Lower training.batch_size, sampling.batch_size or eval.batch_size."
+    return None
+
+
 def _is_ours(error: Exception) -> bool:
-    """Whether an exception carries a message for the user; anything else is a defect and keeps its traceback."""
+    """Whether an exception of this project carries a message for the user."""
     from score_sde.config import ConfigError
     from score_sde.data import DataError
     from score_sde.evaluation.likelihood import EvaluationError

@@ -83,17 +83,17 @@ def check_numbers(make: Problems, values: dict[str, Any]) -> None:
 
 
 def check_counts(make: Problems, config: Any) -> None:
-    """Counts, seeds and tolerances."""
+    """Counts, seeds and tolerances; nan has been told already."""
     for section, counts in COUNTS.items():
         for name, least in counts.items():
             value = config[section][name]
-            make.check(value is None or value >= least, f"{section}.{name} must be at least {least}, got {value}")
+            make.check(value is None or not value < least, f"{section}.{name} must be at least {least}, got {value}")
     devices = config.training.cpu_devices
     make.check(devices <= MOST_DEVICES, f"training.cpu_devices must be at most {MOST_DEVICES}, got {devices}")
     for name, seed in (("seed", config.seed), ("sampling.seed", config.sampling.seed), ("eval.seed", config.eval.seed)):
         make.check(0 <= seed < 2**32, f"{name} must be in 0..2^32 - 1, got {seed}")
     for name in ("rtol", "atol"):
-        make.check(config.eval[name] > 0, f"eval.{name} must be positive, got {config.eval[name]}")
+        make.check(not config.eval[name] <= 0, f"eval.{name} must be positive, got {config.eval[name]}")
 
 
 def batch_problems(config: Any, devices: int) -> list[str]:

@@ -320,7 +320,7 @@ REFUSED = [  # key, value, part of the message
     ("eval__bound", "continous", "Did you mean 'continuous'?"),
     ("eval__bound_draws", 0, "eval.bound_draws must be at least 1, got 0"),
     ("eval__round_trip", -1, "eval.round_trip must be at least 0, got -1"),
-    ("model__features", (), "model.features must be one or more positive whole numbers, got ()"),
+    ("model__features", (), "model.features must be one or more positive whole numbers up to 65536, got ()"),
     ("model__features", (8, 0), "model.features must be one or more positive whole numbers"),
     ("model__embedding_dim", 1, "model.embedding_dim must be at least 2, got 1"),
     ("model__embedding_type", "sines", "expected embedding_type among"),
@@ -361,7 +361,7 @@ def test_an_unknown_preset_is_refused():
 
 @pytest.mark.parametrize("key, value, message", [
     ("model__ch_mult", (1, 1, 1, 1, 1), "height and width divisible by 16 for the 5 levels of ch_mult, got 8x8"),
-    ("model__ch_mult", (), "model.ch_mult must be one or more positive whole numbers, got ()"),
+    ("model__ch_mult", (), "model.ch_mult must be one or more positive whole numbers up to 65536, got ()"),
     ("model__nf", 0, "model.nf must be at least 2, got 0"),
     ("model__nf", -4, "model.nf must be at least 2, got -4"),
     ("model__num_res_blocks", -1, "model.num_res_blocks must be at least 1, got -1"),

@@ -1,13 +1,14 @@
 """What a person watching sees: a bar on a terminal, plain lines elsewhere; and a file of metrics for later."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from score_sde.files import write_bytes, writing
 
 
 def clock(seconds: float | int) -> str:
@@ -49,17 +50,20 @@ class MetricsFile:
                 try:
                     if json.loads(line)["step"] > step:
                         break
-                except (ValueError, KeyError, TypeError):  # a torn last line
-                    break
-                kept += line
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115 - closed by close
-        os.truncate(self._file.fileno(), len(kept))
+                except (ValueError, KeyError, TypeError, RecursionError):  # a torn line, or a damaged one
+                    continue
+                kept += line if line.endswith(b"\n") else line + b"\n"
+        self.path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and kept != path.read_bytes():
+                write_bytes(path, kept)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close
 
     def write(self, **values: Any) -> None:
         """Append one line."""
-        self._file.write((json.dumps(values) + "\n").encode())
-        self._file.flush()
+        with writing(self.path):
+            self._file.write((json.dumps(values) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
