@@ -133,8 +133,9 @@ def parse(argv: list[str]):
         if not saved.is_file():
             raise UsageError(f"no run at {workdir}: expected {saved}. Train one with --config=... --mode=train.")
         config = get_config(str(saved))
-    for key in (word.lstrip("-").partition("=")[0] for word in argv if word.lstrip("-").startswith("config.")):
-        if (name := key.removeprefix("config.")) not in flatten(config):
+    for key in (word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")):
+        first, _, name = key.partition(".")
+        if first in ("config", "noconfig") and name not in flatten(config):
             raise UsageError(f"unknown config key {name!r}.{did_you_mean(name, flatten(config))} See --help.")
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -154,6 +155,8 @@ def _take(argv: list[str], name: str) -> tuple[list[str], str | None]:
         flag, equals, text = word.partition("=")
         if flag in (f"--{name}", f"-{name}"):
             value = text if equals else next(words, "")
+            if value.startswith("-") or not value:
+                raise UsageError(f"--{name} needs a value, got {value!r}; flags are written --name=value. See --help.")
         else:
             rest.append(word)
     return rest, value

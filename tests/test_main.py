@@ -339,7 +339,7 @@ def test_a_config_file_that_does_not_load_gets_one_line(case, tmp_path):
     assert sys.path == before
 
 
-@pytest.mark.parametrize("flags", [["--config=no/such.py"], ["--config="], ["--config"]])
+@pytest.mark.parametrize("flags", [["--config=no/such.py"], ["--config=", "-"], ["--config"]])
 def test_a_config_that_is_not_there(flags, tmp_path):
     assert "no config file at" in refused(tmp_path, f"--workdir={tmp_path / 'run'}", *flags)
 
