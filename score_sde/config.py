@@ -182,7 +182,9 @@ def get_config(path: str) -> ConfigDict:
     try:
         _fill(config, json.loads(Path(path).read_text())["config"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: {str(error).strip(chr(34))!s:.200}. Restore it, or use another --workdir.") from error
+        raise ConfigError(
+            f"{path} is damaged: {str(error).strip(chr(34))!s:.200}. Restore it, or use another --workdir."
+        ) from error
     return config
 
 

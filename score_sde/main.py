@@ -53,7 +53,14 @@ class UsageError(Exception):
 
 def run(argv: list[str] | None = None) -> None:
     """Entry point of `score-sde`: exits with main's code."""
+    sys.unraisablehook = _unraisable
     sys.exit(main(sys.argv[1:] if argv is None else argv))
+
+
+def _unraisable(what) -> None:
+    """The usual, but for what TensorStore's threads say of each write that a failed save has left behind."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def main(argv: list[str]) -> int:

@@ -99,9 +99,7 @@ def check_counts(make: Problems, config: Any) -> None:
 def batch_problems(config: Any, devices: int) -> list[str]:
     """Batches that cannot be shared among `devices`."""
     sizes = {f"{section}.batch_size": config[section].batch_size for section in ("training", "sampling", "eval")}
-    return [
-        f"{name} must be a multiple of the {devices} devices, got {n}" for name, n in sizes.items() if n % devices
-    ]
+    return [f"{name} must be a multiple of the {devices} devices, got {n}" for name, n in sizes.items() if n % devices]
 
 
 def check_sizes(make: Problems, model: Any) -> bool:

@@ -119,3 +119,9 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         with pytest.raises(WorkdirError, match="cannot write to the workdir"), locked(place):
             pass
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_too_little_space_is_told(tmp_path):
+    files.check_space(tmp_path, 1)
+    with pytest.raises(WorkdirError, match="MB left, and checkpoints take 1,000,000,000,000 MB"):
+        files.check_space(tmp_path, 10**18)
