@@ -28,7 +28,13 @@ from score_sde.sampling import grids
 from score_sde.training.experiment import Experiment
 from score_sde.training.loop import TrainingOptions
 from score_sde.validation import (
-    Problems, batch_problems, check_counts, check_numbers, check_sizes, did_you_mean, wrong_types,
+    Problems,
+    batch_problems,
+    check_counts,
+    check_numbers,
+    check_sizes,
+    did_you_mean,
+    wrong_types,
 )  # fmt: skip
 
 
@@ -432,7 +438,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
             load=lambda split: load(split, c.data.dir),
             shape=shape,
             levels=levels,
-            data_range=tuple(c.data.range),
+            data_range=tuple(float(end) for end in c.data.range),
         ),
         training=training,
         sampling=how_to_sample,

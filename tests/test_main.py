@@ -295,7 +295,7 @@ MISTAKES = {
     "a number beyond float32": (["--config.training.eps=1e-50"], "training.eps must be 0 or between 1e-37 and 1e+37"),
     "a number beyond int32": (["--config.sampling.num_samples=9999999999"], "must be at most 2^31 - 1 in size"),
     "more devices than can be": (["--config.training.cpu_devices=99999"], "cpu_devices must be at most 256"),
-    "no level of noise": (["--config.sde.name=ve", "--config.sde.sigma_min=9", "--config.sde.sigma_max=1"], "sigma_max"),
+    "no level of noise": (["--config.sde.name=ve", "--config.sde.sigma_min=99"], "sigma_max"),
     "an override of a section": (["--config.model=3"], "unknown config key 'model'"),
     "a word for a number": (["--config.training.steps=many"], "--config.training.steps=many"),
     "a fraction for a count": (["--config.training.steps=1.5"], "--config.training.steps=1.5"),
@@ -349,9 +349,12 @@ def test_a_config_file_that_does_not_load_gets_one_line(case, tmp_path):
     assert sys.path == before
 
 
-@pytest.mark.parametrize("flags", [["--config=no/such.py"], ["--config=", "-"], ["--config"]])
-def test_a_config_that_is_not_there(flags, tmp_path):
-    assert "no config file at" in refused(tmp_path, f"--workdir={tmp_path / 'run'}", *flags)
+@pytest.mark.parametrize("flags, message", [
+    (["--config=no/such.py"], "no config file at"), (["--config="], "--config needs a value, got ''"),
+    (["--config"], "--config needs a value"), (["--config", "--mode=eval"], "needs a value, got '--mode=eval'"),
+])  # fmt: skip
+def test_a_config_that_is_not_there(flags, message, tmp_path):
+    assert message in refused(tmp_path, f"--workdir={tmp_path / 'run'}", *flags)
 
 
 def test_the_default_workdir_has_the_name_of_the_config(config, tmp_path, monkeypatch):
