@@ -132,7 +132,7 @@ def test_random_overrides_are_refused_in_one_line_or_build(tiny, tmp_path, monke
 
 @pytest.mark.slow
 def test_many_random_overrides(tiny, tmp_path, monkeypatch):
-    fuzz_overrides(range(1000, 4000), tiny, tmp_path, monkeypatch)
+    fuzz_overrides(range(1000, 2200), tiny, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
