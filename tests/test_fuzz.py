@@ -121,6 +121,8 @@ def fuzz_overrides(seeds, tiny, folder, monkeypatch):
         flags = overrides(random.Random(seed), values)
         code, err = command(f"--config={tiny[0]}", f"--workdir={folder / 'new'}", *flags)
         assert code == 0 or (one_line(code, err) and err.count("\n") == 1), (seed, flags, code, err[:500])
+        senseless = [f for f in flags if f.endswith(("=nan", "=inf", "=-inf", "=1e308")) and "data.dir" not in f]
+        assert code != 0 or not senseless, (seed, flags)
         built, refusals = built + (code == 0), refusals + (code != 0)
     assert not (folder / "new").exists()
     assert min(built, refusals) > len(seeds) / 20, "the fuzz must reach both sides"
