@@ -3,9 +3,9 @@
     python -m score_sde.main --config=configs/vp_fashion_mnist.py --mode=train     trains them anew
     python experiments/fashion_mnist.py --check                                     asks those of results/
 
-Evaluates the first 2,000 test images as `--mode=eval` does, and compares with the report in results/; --dir reads the
-images from a folder instead of fetching them.  With --workdir=RUN, a finished run, it first makes RUN's weights, learning
-curve, loss by noise level, report and a grid of samples those of results/.
+Evaluates the first 2,000 test images as `--mode=eval` does, and compares with the report in results/; --dir reads
+the images from a folder instead of fetching them.  With --workdir=RUN, a finished run, it first makes that run's
+weights, learning curve, loss by noise level, report and grid of samples those of results/.
 """
 
 import dataclasses

@@ -7,10 +7,8 @@ one message, before anything runs.
 """
 
 import dataclasses
-import difflib
 import inspect
 import json
-import math
 import pkgutil
 import traceback
 from collections.abc import Callable, Iterable
@@ -32,6 +30,15 @@ from score_sde.presets import PRESETS
 from score_sde.sampling import grids
 from score_sde.training.experiment import Experiment
 from score_sde.training.loop import TrainingOptions
+from score_sde.validation import (
+    Problems,
+    batch_problems,
+    check_counts,
+    check_numbers,
+    check_sizes,
+    did_you_mean,
+    wrong_types,
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -199,8 +206,10 @@ def get_config(path: str) -> ConfigDict:
     config = base_config()
     try:
         _fill(config, json.loads(Path(path).read_text())["config"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged: {error!s:.200}. Restore it, or use another --workdir.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged: {str(error).strip(chr(34))!s:.200}. Restore it, or use another --workdir."
+        ) from error
     return config
 
 
@@ -210,7 +219,7 @@ def _fill(config: ConfigDict, saved: dict) -> None:
             raise KeyError(f"this version of score_sde does not know the key {key}")
         if isinstance(value, dict):
             _fill(config[key], value)
-        elif value is not None:
+        elif value is not None or config[key] is not None:
             config[key] = tuple(value) if isinstance(value, list) else value
 
 
@@ -223,6 +232,11 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         else:
             flat[key] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def _type_of(config: ConfigDict, key: str) -> type:
+    section, _, name = key.rpartition(".")
+    return (config[section] if section else config).get_type(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,14 +253,6 @@ class Run:
     flip: bool
     final_eval: bool
     own_data: bool  # the user's, worth a description
-
-
-def did_you_mean(name: Any, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the known name that is closest, or that `name` is a part of, or ''."""
-    known = list(known)
-    part = str(name).lower()
-    close = difflib.get_close_matches(str(name), known, n=1) or [k for k in known if len(part) > 2 and part in k]
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def describe_sampling() -> str:
@@ -274,18 +280,12 @@ def describe_sampling() -> str:
     return "\n".join(lines)
 
 
-class _Builder:
+class _Builder(Problems):
     """Makes objects from sections and collects what goes wrong."""
 
     def __init__(self):
-        self.problems: list[str] = []
+        super().__init__()
         self.used: dict[str, set[str]] = {}
-
-    def choose(self, where: str, table: dict[str, Any], name: str) -> Any:
-        if name in table:
-            return table[name]
-        self.problems.append(f"{where} must be one of {', '.join(table)}; got {name!r}.{did_you_mean(name, table)}")
-        return None
 
     def make(
         self,
@@ -314,32 +314,6 @@ class _Builder:
         for name, value in values.items():
             if value is not None and name not in self.used[section]:
                 self.problems.append(f"{section}.{name} is not a setting of {kinds}; leave it out")
-
-    def check(self, good: bool, problem: str) -> None:
-        if not good:
-            self.problems.append(problem)
-
-
-def _finite(config: ConfigDict) -> list[str]:
-    return [
-        f"{key} must be finite, got {value}"
-        for key, value in flatten(config).items()
-        if any(isinstance(v, float) and not math.isfinite(v) for v in (value if isinstance(value, list) else [value]))
-    ]
-
-
-def _check_sizes(make: _Builder, model: ConfigDict) -> bool:
-    """Whether the network's numbers can be, which Flax would say in its own terms or not at all."""
-    found = len(make.problems)
-    for name in ("features", "ch_mult"):
-        sizes = model[name]
-        good = sizes is None or (len(sizes) > 0 and all(type(n) is int and n > 0 for n in sizes))
-        make.check(good, f"model.{name} must be one or more positive whole numbers, got {sizes}")
-    for name, least in dict(nf=2, num_res_blocks=1, embedding_dim=2, init_scale=0, fourier_scale=0).items():
-        value = model[name]
-        make.check(value is None or value >= least, f"model.{name} must be at least {least}, got {value}")
-    make.check(model.dropout is None or 0 <= model.dropout < 1, f"model.dropout must be in [0, 1), got {model.dropout}")
-    return len(make.problems) == found
 
 
 def use_preset(config: ConfigDict, name: str, keep: Iterable[str] = ()) -> None:
@@ -381,8 +355,6 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
         "preset", "sampler", "steps", "grid", "corrector", "t_end", "temperature", "clip", "denoise", "num_samples",
         "batch_size", "seed", "trajectory",
     }  # fmt: skip
-    for name, least in dict(steps=1, num_samples=1, temperature=0).items():
-        make.check(c[name] >= least, f"sampling.{name} must be at least {least}, got {c[name]}")
     if sde is not None and c.t_end is not None:
         try:
             sdes.check_time(sde, "sampling.t_end", c.t_end)
@@ -405,12 +377,13 @@ def _sampling(make: _Builder, c: ConfigDict, sde: sdes.AffineSDE | None, data_ra
         solve, steps = partial(solver, **given, **common), None
     else:
         predictor = make.make("sampling", c, "sampler", SAMPLERS, SAMPLER_KEYS) if c.sampler in SAMPLERS else None
-        if c.corrector != "none":
+        make.choose("sampling.corrector", {"none": None, **CORRECTORS}, c.corrector)
+        if c.corrector in CORRECTORS:
             make.used["sampling"].add("corrector_first")
             corrector = make.make("sampling", c, "corrector", CORRECTORS, CORRECTOR_KEYS)
             sampler = corrector and sampling.PredictorCorrector(predictor, corrector, bool(c.corrector_first))
         else:
-            make.check(c.sampler != "none", "sampling.sampler=none needs a sampling.corrector")
+            make.check(c.sampler != "none" or c.corrector != "none", "sampling.sampler=none needs a sampling.corrector")
             sampler = predictor
         grid = make.choose("sampling.grid", GRIDS, c.grid)
         if c.grid == "edm" and c.grid_rho is not None:
@@ -481,8 +454,13 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     Raises:
         ConfigError: the values make no sense; all problems in one message.
     """
+    base, values = base_config(), flatten(config)
+    types = {key: _type_of(base, key) for key in flatten(base)}
+    if wrong := wrong_types(values, types, {key for key, value in flatten(base).items() if value is not None}):
+        raise ConfigError("; ".join(wrong) + ".")
     make = _Builder()
-    make.problems += _finite(config)
+    check_numbers(make, values)
+    check_counts(make, config)
     c = config
     sde = make.make("sde", c.sde, "name", SDES)
     network = make.make("model", c.model, "name", MODELS)
@@ -500,23 +478,10 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
 
     training = TrainingOptions(**{k: v for k, v in c.training.items() if k not in TRAINING_ONLY})
     make.problems += [f"training.{problem}" for problem in training.problems()]
-    sizes = {"training.batch_size": training.batch_size, "sampling.batch_size": c.sampling.batch_size}
-    sizes["eval.batch_size"] = c.eval.batch_size
-    for name, size in sizes.items():
-        make.check(size >= 1, f"{name} must be at least 1, got {size}")
-        make.check(size % devices == 0, f"{name} must be a multiple of the {devices} devices, got {size}")
-    for name in ("rtol", "atol"):
-        make.check(c.eval[name] > 0, f"eval.{name} must be positive, got {c.eval[name]}")
-    for name, least in dict(passes=1, bound_draws=1, round_trip=0).items():
-        make.check(c.eval[name] >= least, f"eval.{name} must be at least {least}, got {c.eval[name]}")
+    make.problems += batch_problems(c, devices)
     solver = make.choose("eval.solver", SOLVERS, c.eval.solver)
     make.choose("eval.bound", dict.fromkeys(BOUNDS, True), c.eval.bound)
-    for name, seed in (("seed", c.seed), ("sampling.seed", c.sampling.seed), ("eval.seed", c.eval.seed)):
-        make.check(0 <= seed < 2**32, f"{name} must be in 0..2^32 - 1, got {seed}")
-    make.check(c.training.cpu_devices >= 0, f"training.cpu_devices must be at least 0, got {c.training.cpu_devices}")
     make.check(c.eval.split in ("train", "test"), f"eval.split must be train or test, got {c.eval.split!r}")
-    number = c.eval.num_examples
-    make.check(number is None or number >= 1, f"eval.num_examples must be at least 1, got {number}")
     make.check(
         len(c.data.range) == 2
         and all(isinstance(end, (int, float)) for end in c.data.range)
@@ -528,12 +493,12 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         drawn = not c.sampling.trajectory or suits(shape, dataset[2])
         make.check(drawn, f"sampling.trajectory needs images or 2-D points, and {c.data.name} has shape {shape}")
         make.check(not c.data.flip or len(shape) == 3, f"data.flip needs images, and {c.data.name} has shape {shape}")
-        if network is not None and _check_sizes(make, c.model):
+        if network is not None and check_sizes(make, c.model):
             try:
                 x = jax.ShapeDtypeStruct((1, *shape), "float32")
                 label = jax.ShapeDtypeStruct((1,), "float32")
                 jax.eval_shape(network.init, jax.eval_shape(partial(jax.random.key, 0)), x, label)
-            except (ValueError, TypeError, ZeroDivisionError) as error:
+            except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
                 make.problems.append(f"model: {str(error).splitlines()[0]}")
     if make.problems:
         message = "; ".join(dict.fromkeys(p.rstrip(".") for p in make.problems))
@@ -550,7 +515,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
             load=load,
             shape=shape,
             levels=levels,
-            data_range=tuple(c.data.range),
+            data_range=tuple(float(end) for end in c.data.range),
         ),
         training=training,
         sampling=how_to_sample,

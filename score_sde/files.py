@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,21 +18,48 @@ class WorkdirError(RuntimeError):
     """A working directory cannot be used as asked; the message is one line that says why and what to do."""
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` at once: a reader, or a crash, sees the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full or read-only disk while `path` is written becomes a WorkdirError of one line."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise WorkdirError(
+            f"cannot write {path}: {error.strerror or error}. What was there before is untouched: make room or give "
+            "write access, then run the same command again."
+        ) from error
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raise WorkdirError where the disk of `directory`, which exists, has less than `needed` bytes left."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise WorkdirError(
+            f"the disk of {directory} has {free / 1e6:,.0f} MB left, and checkpoints take {needed / 1e6:,.0f} MB. "
+            "Make room, or use another --workdir."
+        )
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` at once: a reader, or a crash, sees the old file or the new one, never a part.
+
+    Raises:
+        WorkdirError: the disk does not take it; the old file is as it was.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def check_writable(directory: Path) -> None:
@@ -70,7 +98,7 @@ def locked(directory: Path) -> Iterator[None]:
     path = Path(directory) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115 - closed below
+        file = open(path, "a+", errors="replace")  # noqa: SIM115 - closed below
     except OSError as error:
         raise WorkdirError(f"cannot write to the workdir {directory}: {error.strerror}. Choose another.") from error
     with file:
@@ -78,11 +106,12 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read(20).strip() or "unknown"
             raise WorkdirError(
                 f"{directory} is in use by a running trainer (process {holder}). Wait for it, or use another --workdir."
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with writing(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield

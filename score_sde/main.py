@@ -1,5 +1,6 @@
 """The command line: flags to mode, and every mistake of a user to one line."""
 
+import errno
 import logging
 import os
 import runpy
@@ -45,13 +46,25 @@ How to sample (settings with their defaults are flags too, as in --config.sampli
 """
 
 
+# What the system says of a disk, a path or a pipe, wherever it is met: no defect of the program.
+SYSTEM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EPIPE}
+SYSTEM |= {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE, errno.ESTALE}
+
+
 class UsageError(Exception):
     """A mistake on the command line, in one line."""
 
 
 def run(argv: list[str] | None = None) -> None:
     """Entry point of `score-sde`: exits with main's code."""
+    sys.unraisablehook = _unraisable
     sys.exit(main(sys.argv[1:] if argv is None else argv))
+
+
+def _unraisable(what) -> None:
+    """The usual, but for what TensorStore's threads say of each write that a failed save has left behind."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def main(argv: list[str]) -> int:
@@ -64,19 +77,37 @@ def main(argv: list[str]) -> int:
             print(describe_sampling())
         return 0 if argv else 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax is talkative
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax is talkative, and what it raises is told below
     try:
         mode, workdir, config, overrides = parse(argv)
-        return dispatch(mode, workdir, config, overrides)
+        code = dispatch(mode, workdir, config, overrides)
+        sys.stdout.flush()  # a full disk shows here rather than at the very end
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
-        if not _is_ours(error):
+        if (message := _message(error)) is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        words = (word if len(word) <= 300 else word[:60] + "..." for word in message.split())
+        print(f"error: {' '.join(words)}", file=sys.stderr)
         return 1
 
 
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None for a defect, which keeps its traceback."""
+    if _is_ours(error):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return f"{error.filename or 'the output'}: {error.strerror}. Free it, or choose another place."
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = (str(error).splitlines() or ["no more"])[0][:200]
+        return f"out of memory ({reason}). Lower training.batch_size, sampling.batch_size or eval.batch_size."
+    return None
+
+
 def _is_ours(error: Exception) -> bool:
-    """Whether an exception carries a message for the user; anything else is a defect and keeps its traceback."""
+    """Whether an exception of this project carries a message for the user."""
     from score_sde.config import ConfigError
     from score_sde.data import DataError
     from score_sde.evaluation.likelihood import EvaluationError
@@ -115,8 +146,9 @@ def parse(argv: list[str]):
         if not saved.is_file():
             raise UsageError(f"no run at {workdir}: expected {saved}. Train one with --config=... --mode=train.")
         config = get_config(str(saved))
-    for key in (word.lstrip("-").partition("=")[0] for word in argv if word.lstrip("-").startswith("config.")):
-        if (name := key.removeprefix("config.")) not in flatten(config):
+    for key in (word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")):
+        first, _, name = key.partition(".")
+        if first in ("config", "noconfig") and name not in flatten(config):
             raise UsageError(f"unknown config key {name!r}.{did_you_mean(name, flatten(config))} See --help.")
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -136,6 +168,8 @@ def _take(argv: list[str], name: str) -> tuple[list[str], str | None]:
         flag, equals, text = word.partition("=")
         if flag in (f"--{name}", f"-{name}"):
             value = text if equals else next(words, "")
+            if value.startswith("-") or not value:
+                raise UsageError(f"--{name} needs a value, got {value!r}; flags are written --name=value. See --help.")
         else:
             rest.append(word)
     return rest, value

@@ -6,11 +6,14 @@ import json
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from score_sde import discrete
 from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
 from score_sde.data import DataError, describe
@@ -19,12 +22,13 @@ from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evalu
 from score_sde.evaluation.pictures import write_bound_by_level, write_learning_curve, write_loss_by_level
 from score_sde.evaluation.samples import generate, write_samples, write_trajectory
 from score_sde.extras import MissingExtra
-from score_sde.files import WorkdirError, check_writable, locked, write_json
+from score_sde.files import WorkdirError, check_space, check_writable, locked, write_json
 from score_sde.plots import check_matplotlib
-from score_sde.training.checkpoints import Checkpoints
+from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.loop import Interrupted, abstract_state, train
 from score_sde.training.mesh import use_host_devices
 from score_sde.training.progress import EventFiles, clock
+from score_sde.validation import batch_problems
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.
@@ -88,10 +92,64 @@ def _of_run(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
 
 
 def prepare(config: Any) -> Run:
-    """Devices, then the objects of the config."""
-    batches = (config.training.batch_size, config.sampling.batch_size, config.eval.batch_size)
-    use_host_devices(batches, config.training.cpu_devices)
-    return build(config, devices=jax.device_count())
+    """The objects of the config, then devices.
+
+    Raises:
+        ConfigError: the config makes no sense, in itself or on these devices; nothing has been compiled.
+    """
+    run = build(config)
+    use_host_devices(tuple(config[s].batch_size for s in ("training", "sampling", "eval")), config.training.cpu_devices)
+    try:
+        devices = jax.device_count()
+    except RuntimeError as error:  # JAX_PLATFORMS names what is not there
+        raise ConfigError(f"no device: {str(error).splitlines()[0]}. Check JAX_PLATFORMS and the driver.") from error
+    problems = batch_problems(config, devices) + _rehearse(run)
+    if problems:
+        raise ConfigError("; ".join(p.rstrip(".") for p in problems) + ".")
+    return run
+
+
+def _rehearse(run: Run) -> list[str]:
+    """What only shows while a program is traced, told before one is compiled; a score of zeros makes it quick."""
+    e = run.experiment
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    t = jax.eval_shape(lambda: jnp.zeros(2))
+
+    def sample(keys):
+        return run.sampling.solve(keys, e.sde, lambda x, t: jnp.zeros_like(x), (2, *e.shape)).x
+
+    attempts = [("sampling", sample, keys), ("objective", partial(e.weighting, e.sde, e.prediction), t)]
+    if run.evaluation.bound == "discrete":
+        attempts.append(("eval", lambda _: discrete.of_sde(e.sde, run.evaluation.bound_draws), t))
+    problems = []
+    for section, attempt, example in attempts:
+        try:
+            jax.eval_shape(attempt, example)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{section}: {str(error).splitlines()[0]}")
+    return problems
+
+
+def _check_examples(run: Run) -> None:
+    """Raise ConfigError where the evaluation asks for more examples than its split has."""
+    there, asked = len(run.experiment.load(run.evaluation.split)), run.evaluation.num_examples
+    if asked is not None and asked > there:
+        raise ConfigError(
+            f"eval.num_examples must be at most {there}, the size of the {run.evaluation.split} split, got {asked}. "
+            "Leave it out to evaluate all of them."
+        )
+
+
+def _check_ends(run: Run) -> None:
+    """Raise ConfigError where the loss is not finite at an end of the SDE's times."""
+    e = run.experiment
+    for t in (e.sde.t_min, e.sde.t_max):
+        weight = float(e.weighting(e.sde, e.prediction, jnp.full((1,), t))[0])
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(
+                f"objective.weighting of {type(e.sde).__name__} is {weight} at t = {float(t):g}, an end of its times: "
+                "no training. Use another weighting or prediction, or a smaller range of noise."
+            )
 
 
 def _save_config(workdir: Path, config: Any, overrides: dict) -> None:
@@ -116,15 +174,33 @@ def _versions() -> dict[str, str]:
     return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
+def _check_own(workdir: Path) -> None:
+    """Raise WorkdirError where a workdir without a config has what training would overwrite."""
+    found = [name for name in ("checkpoints", "metrics.jsonl") if (workdir / name).exists()]
+    if found and not (workdir / "config.json").is_file():
+        raise WorkdirError(
+            f"{workdir} has {' and '.join(found)} of something else, since there is no config.json. Restore that, or "
+            "use another --workdir."
+        )
+
+
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
     """Train (or go on training) in `workdir`; 0, or 128 + the number of the signal that stopped it."""
     run = prepare(config)
     if run.training.tensorboard:
         EventFiles.check()
     source = run.experiment.load("train")  # missing data are told before anything compiles
+    if run.final_eval:
+        _check_examples(run)
+    _check_ends(run)
+    _check_own(workdir)
     if run.own_data:
         _say(str(describe(source, run.experiment.data_range)))
     with locked(workdir):
+        state = abstract_state(run.experiment, run.training, run.seed)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        there = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
+        check_space(workdir, size * (KEEP + 1) - there)
         _save_config(workdir, config, overrides)
 
         def snapshot(step: int, state) -> bytes | None:
@@ -188,6 +264,7 @@ def _evaluate(run: Run, options: EvalOptions, params: Any, step: int, workdir: P
 def eval_mode(workdir: Path, config: Any) -> int:
     """Likelihood of the split that config.eval names, under the EMA weights."""
     run = prepare(config)
+    _check_examples(run)
     params, step = _restore(run, workdir)
     check_writable(workdir / "eval")
     report = _evaluate(run, run.evaluation, params, step, workdir)

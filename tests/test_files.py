@@ -31,7 +31,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(call, tmp_path, monkeypa
         raise OSError("disk full")
 
     monkeypatch.setattr(files.os, call, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WorkdirError, match="cannot write .*file: disk full. What was there before is untouched"):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
@@ -119,3 +119,9 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         with pytest.raises(WorkdirError, match="cannot write to the workdir"), locked(place):
             pass
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_too_little_space_is_told(tmp_path):
+    files.check_space(tmp_path, 1)
+    with pytest.raises(WorkdirError, match="MB left, and checkpoints take 1,000,000,000,000 MB"):
+        files.check_space(tmp_path, 10**18)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -366,6 +367,15 @@ MISTAKES = {
     "an unknown flag": (["--modee=train"], "Unknown command line flag 'modee'"),
     "a misspelt override": (["--config.training.stepz=3"], "'training.stepz'. Did you mean 'training.steps'?"),
     "an override without its section": (["--config.steps=3"], "'steps'. Did you mean"),
+    "a misspelt section": (["--config.trainin.steps=3"], "Did you mean 'training.steps'?"),
+    "a misspelt section and key": (["--config.smapling.stepz=3"], "Did you mean 'sampling.steps'?"),
+    "another section's key": (["--config.model.learning_rate=1"], "Did you mean 'training.learning_rate'?"),
+    "a misspelt switch": (["--noconfig.training.final_evl"], "Did you mean 'training.final_eval'?"),
+    "a flag for a workdir": (["--workdir"], "--workdir needs a value") ,
+    "a number beyond float32": (["--config.training.eps=1e-50"], "training.eps must be 0 or between 1e-37 and 1e+37"),
+    "a number beyond int32": (["--config.sampling.num_samples=9999999999"], "must be at most 2^31 - 1 in size"),
+    "more devices than can be": (["--config.training.cpu_devices=99999"], "cpu_devices must be at most 256"),
+    "no level of noise": (["--config.sde.name=ve", "--config.sde.sigma_min=99"], "sigma_max"),
     "an override of a section": (["--config.model=3"], "unknown config key 'model'"),
     "a word for a number": (["--config.training.steps=many"], "--config.training.steps=many"),
     "a fraction for a count": (["--config.training.steps=1.5"], "--config.training.steps=1.5"),
@@ -419,9 +429,12 @@ def test_a_config_file_that_does_not_load_gets_one_line(case, tmp_path):
     assert sys.path == before
 
 
-@pytest.mark.parametrize("flags", [["--config=no/such.py"], ["--config="], ["--config"]])
-def test_a_config_that_is_not_there(flags, tmp_path):
-    assert "no config file at" in refused(tmp_path, f"--workdir={tmp_path / 'run'}", *flags)
+@pytest.mark.parametrize("flags, message", [
+    (["--config=no/such.py"], "no config file at"), (["--config="], "--config needs a value, got ''"),
+    (["--config"], "--config needs a value"), (["--config", "--mode=eval"], "needs a value, got '--mode=eval'"),
+])  # fmt: skip
+def test_a_config_that_is_not_there(flags, message, tmp_path):
+    assert message in refused(tmp_path, f"--workdir={tmp_path / 'run'}", *flags)
 
 
 def test_the_default_workdir_has_the_name_of_the_config(config, tmp_path, monkeypatch):
@@ -522,3 +535,77 @@ def test_a_defect_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(modes, "generate", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         command(f"--workdir={run}", "--mode=sample")
+
+
+# --- disks and machines ----------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_up_while_training_leaves_a_run_to_resume(run, config, monkeypatch):
+    from score_sde.training import loop
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = loop.Checkpoints.save
+
+    def save_on_a_full_disk(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, old[1]))  # the system refuses Orbax's own writes
+        save(*args)
+
+    flags = [f"--config={config}", f"--workdir={run}", "--config.training.steps=4", "--noconfig.training.final_eval"]
+    before = contents(run / "checkpoints" / "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Checkpoints, "save", save_on_a_full_disk)
+        try:
+            code, _, err = command(*flags)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert code == 1 and err.splitlines()[-1].startswith("error: cannot write "), err
+    assert "Traceback" not in err and contents(run / "checkpoints" / "2") == before
+    succeed(*flags)
+    assert logged_steps(run) == [1, 2, 3, 4] and (run / "checkpoints" / "4").is_dir()
+
+
+def test_too_little_space_is_told_before_the_work(config, tmp_path, monkeypatch):
+    from score_sde import files
+
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    code, _, err = command(f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert code == 1 and "checkpoints take" in err and err.count("\n") == 1
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+def test_a_workdir_of_something_else_is_left_alone(name, config, tmp_path):
+    (tmp_path / "run" / name / "7").mkdir(parents=True)
+    err = refused(tmp_path, f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert f"has {name} of something else" in err and (tmp_path / "run" / name / "7").is_dir()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_more_examples_than_there_are(mode, run):
+    flags = [f"--workdir={run}", f"--mode={mode}", "--config.eval.num_examples=5001"]
+    assert "at most 5000, the size of the test split, got 5001" in refused(run, *flags)
+
+
+@pytest.mark.parametrize("error, part", [
+    (MemoryError(), "out of memory (no more)"), (OSError(28, "No space left on device", "/x"), "/x: No space left"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "Lower training.batch_size"),
+])  # fmt: skip
+def test_what_the_machine_lacks_gets_one_line(error, part, run, monkeypatch):
+    from score_sde import modes
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(modes, "generate", fail)
+    code, _, err = command(f"--workdir={run}", "--mode=sample")
+    assert code == 1 and part in err and err.count("\n") == 1
+
+
+def test_an_interrupted_command_has_no_traceback(run, monkeypatch):
+    from score_sde import modes
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(modes, "generate", interrupt)
+    assert command(f"--workdir={run}", "--mode=sample")[0::2] == (130, "interrupted\n")

@@ -65,9 +65,10 @@ WALLS = {
     "plots":       Room({"extras"},              {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
     "presets":     Room(set(),                   set()),
-    "config":      Room(ANYTHING | {"presets"},  JAX | {"flax", "optax"} | CONFIG, ODE),
-    "modes":       Room(ANYTHING | {"config"},   {"jax"}),
-    "main":        Room(ANYTHING | {"config", "modes"}, CONFIG),
+    "validation":  Room(set(),                   set()),
+    "config":      Room(ANYTHING | {"presets", "validation"}, JAX | {"flax", "optax"} | CONFIG, ODE),
+    "modes":       Room(ANYTHING | {"config", "validation"}, {"jax"}),
+    "main":        Room(ANYTHING | {"config", "modes", "validation"}, CONFIG),
 }  # fmt: skip
 
 CONFIG_READERS = {"config", "main", "weights"}

@@ -1,6 +1,10 @@
 """Checkpoints by Orbax, written in the background, with a fingerprint: Orbax alone restores flipped bits silently."""
 
 import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +34,16 @@ def fingerprint(tree: Any) -> jax.Array:
     return jnp.stack([one(x) for x in jax.tree.leaves(tree)])
 
 
+KEEP = 2  # checkpoints of a run
+
+
 class Checkpoints:
     """The checkpoints of a run in `directory`/checkpoints: the newest `keep` of them.  Use as a context manager.
 
     With `read_only` nothing in the directory is touched, since a trainer may be at work there.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False):
+    def __init__(self, directory: Path, keep: int = KEEP, *, read_only: bool = False):
         self.path = Path(directory).resolve() / "checkpoints"
         self.read_only = read_only
         policy = ocp.checkpoint_managers.LatestN(keep)
@@ -46,31 +53,61 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.path, options=options)
+        with self._disk():
+            self._manager = ocp.CheckpointManager(self.path, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()  # waits for a save in flight
+    def __exit__(self, kind: type | None, *_) -> None:
+        try:
+            with self._disk():
+                self._manager.close()  # waits for a save in flight
+        except WorkdirError as error:
+            if kind is None:
+                raise
+            _log.warning("%s", error)  # beside what was raised first
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A full or read-only disk, which Orbax reports in many ways and from its own threads, in one line."""
+        try:
+            yield
+        except Exception as error:
+            found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore raises ValueError
+            code = int(found[1]) if found else getattr(error, "errno", None)
+            if code is None:
+                raise
+            safe = sorted(int(p.name) for p in self.path.glob("*") if p.name.isdecimal())
+            kept = f"Safe are the checkpoints of the steps {', '.join(map(str, safe))}" if safe else "There is none yet"
+            raise WorkdirError(
+                f"cannot write a checkpoint to {self.path}: {os.strerror(code)}. {kept}: make room or give write "
+                "access, then run the same command again to resume."
+            ) from error
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, rising."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any) -> None:
-        """Save in the background; nothing happens where this step is saved already."""
+        """Save in the background; nothing happens where this step is saved already.
+
+        Raises:
+            WorkdirError: this save, or the one before, cannot be written.
+        """
         if step in self._manager.all_steps():
             return
         marks = [int(v) for v in np.asarray(fingerprint(state))]
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dict(state)), meta=ocp.args.JsonSave({"fingerprint": marks})
         )
-        self._manager.save(step, args=args)
+        with self._disk():  # also of the save before, if that failed in the background
+            self._manager.save(step, args=args)
 
     def wait(self) -> None:
         """Return once a save in flight is on the disk."""
-        self._manager.wait_until_finished()
+        with self._disk():
+            self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> Any | None:
         """The newest undamaged state, shaped and sharded like `like`: arrays, or ShapeDtypeStructs with a sharding (the
@@ -114,8 +151,9 @@ class Checkpoints:
         target, n = self.path / f"damaged-{step}", 1
         while target.exists():
             target, n = self.path / f"damaged-{step}.{n}", n + 1
-        (self.path / str(step)).rename(target)
-        self._manager.reload()
+        with self._disk():
+            (self.path / str(step)).rename(target)
+            self._manager.reload()
 
 
 def _as_dict(state: Any) -> dict:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from score_sde.extras import extra
+from score_sde.files import write_bytes, writing
 
 
 def clock(seconds: float | int) -> str:
@@ -49,15 +49,18 @@ class MetricsFile:
     """JSON lines, one object per report.  Opened at a step, it drops lines of later steps, which were lost."""
 
     def __init__(self, path: Path, step: int = 0):
-        kept = sum(len(line) for line, values in _lines(path) if values["step"] <= step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115 - closed by close
-        os.truncate(self._file.fileno(), kept)
+        kept = b"".join(line for line, values in _lines(path) if values["step"] <= step)
+        self.path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and kept != path.read_bytes():
+                write_bytes(path, kept)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close
 
     def write(self, **values: Any) -> None:
         """Append one line."""
-        self._file.write((json.dumps(values) + "\n").encode())
-        self._file.flush()
+        with writing(self.path):
+            self._file.write((json.dumps(values) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -65,17 +68,17 @@ class MetricsFile:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a metrics file and what they say, while their steps rise; a torn line, being written, ends them."""
+    """The lines of a metrics file whose steps rise, and what they say; torn and damaged ones are left out."""
     last = -1
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             values = json.loads(line)
-            if not line.endswith(b"\n") or not values["step"] > last:
-                return
-        except (ValueError, KeyError, TypeError):
-            return
-        last = values["step"]
-        yield line, values
+            rises = values["step"] > last
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if rises:
+            last = values["step"]
+            yield line + b"\n", values
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:

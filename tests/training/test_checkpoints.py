@@ -1,6 +1,8 @@
 """Checkpoints come back to the bit, and damage is found, told and survived."""
 
+import contextlib
 import logging
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -120,3 +122,43 @@ def test_the_fingerprint_sees_any_single_word():
     assert fingerprint({"x": x})[0] != fingerprint({"x": changed})[0]
     for i in (0, 1, 500, 999):
         assert fingerprint({"x": x})[0] != fingerprint({"x": x.at[i].set(-x[i])})[0]  # one bit, the sign
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """What the system does to every write beyond `size` bytes of a file, as a full disk does beyond its own."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_save_that_fails_says_what_is_safe_and_leaves_it(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make(1))
+        checkpoints.wait()
+        with (
+            files_of_at_most(8192),
+            pytest.raises(WorkdirError, match="cannot write a checkpoint .*too large") as error,
+        ):
+            checkpoints.save(2, make(2))
+            checkpoints.wait()
+    assert "Safe are the checkpoints of the steps 1:" in str(error.value) and "\n" not in str(error.value)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(make(0)), make(1))
+        checkpoints.save(2, make(2))
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_a_save_that_fails_in_the_background_is_told_at_the_end(tmp_path, caplog):
+    with pytest.raises(WorkdirError, match="There is none yet"), files_of_at_most(8192), Checkpoints(tmp_path) as later:
+        later.save(1, make(1))
+    with (  # what was raised first is not hidden
+        pytest.raises(ZeroDivisionError), files_of_at_most(8192), Checkpoints(tmp_path) as later,
+    ):  # fmt: skip
+        later.save(1, make(1))
+        raise ZeroDivisionError
+    assert "cannot write a checkpoint" in caplog.text
