@@ -54,13 +54,14 @@ def test_metrics_are_read_while_they_are_written(tmp_path):
     np.testing.assert_array_equal(found["new"], [np.nan, 3])
 
 
-def test_a_line_without_its_end_is_not_kept(tmp_path):
+def test_a_line_without_its_end_gets_one_and_damaged_ones_are_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}')  # a line more would go on in the last
+    path.write_text('{"step": 1}\n[[\n{"st\n{"step": 2}')  # a line more would go on in the last
     metrics = MetricsFile(path, step=2)
     metrics.write(step=3)
     metrics.close()
-    assert read_metrics(path)["step"].tolist() == [1, 3]
+    assert read_metrics(path)["step"].tolist() == [1, 2, 3]
+    assert path.read_text().count("\n") == 3
 
 
 def test_a_running_mean_is_one():
