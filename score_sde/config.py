@@ -490,6 +490,8 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     )
     if dataset is not None:
         shape = dataset[1]
+        grey = c.sampling.clip == "none" or dataset[2] is not None
+        make.check(grey, f"sampling.clip={c.sampling.clip} needs grey levels, which have a range; use none")
         drawn = not c.sampling.trajectory or suits(shape, dataset[2])
         make.check(drawn, f"sampling.trajectory needs images or 2-D points, and {c.data.name} has shape {shape}")
         make.check(not c.data.flip or len(shape) == 3, f"data.flip needs images, and {c.data.name} has shape {shape}")

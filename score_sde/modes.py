@@ -318,13 +318,21 @@ def plot_mode(workdir: Path, config: Any) -> int:
     return 0
 
 
+def _unused(stem: Path) -> Path:
+    """`stem`, or where samples of it are there already, the first free of stem_2, stem_3, ..."""
+    found, n = stem, 1
+    while found.with_suffix(".npz").exists():
+        found, n = stem.with_name(f"{stem.name}_{n + 1}"), n + 1
+    return found
+
+
 def sample_mode(workdir: Path, config: Any) -> int:
     """config.sampling.num_samples samples of the EMA weights, as an array and, where there is one, a picture."""
     run = prepare(config)
     params, step = _restore(run, workdir)
     check_writable(workdir / "samples")
     samples, nfe, states = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
-    stem = workdir / "samples" / f"sample_{step:08d}"
+    stem = _unused(workdir / "samples" / f"sample_{step:08d}")
     written = write_samples(samples, run.experiment.levels, stem)
     written += [] if states is None else write_trajectory(run.experiment, states, stem)
     print(f"{len(samples)} samples of step {step}, {nfe.mean():.4g} NFE: {', '.join(str(p) for p in written)}")

@@ -206,9 +206,9 @@ def test_settings_arrive():
     assert (run.seed, run.eval_seed, run.sampling_seed) == (5, 6, 7)
 
 
-def sampler_of(**settings):
+def sampler_of(data="swiss_roll", **settings):
     """(function, its arguments, transform) that a sampling section stands for."""
-    options = build(toy(**{f"sampling__{k}": v for k, v in settings.items()})).sampling
+    options = build(toy(data__name=data, **{f"sampling__{k}": v for k, v in settings.items()})).sampling
     return options.solve.func, options.solve.keywords, options.transform
 
 
@@ -216,7 +216,7 @@ def test_settings_of_samplers_arrive():
     solve, given, transform = sampler_of(
         sampler="unipc", order=2, unipc_corrector=False, bh=1, published=True, steps=7, temperature=0.5, denoise=False,
         grid="edm", grid_rho=5.0, corrector="langevin", snr=0.2, corrector_steps=3, corrector_levels=100.0,
-        batch_norm=True, corrector_first=True, clip="dynamic",
+        batch_norm=True, corrector_first=True, clip="dynamic", data="digits",
     )  # fmt: skip
     assert solve is ss.sample
     assert given["sampler"] == ss.PredictorCorrector(
@@ -292,6 +292,7 @@ REFUSED = [  # key, value, part of the message
     ("sampling__grid", "logsnr", "Did you mean 'log_snr'?"),
     ("sampling__grid_rho", 7.0, "sampling.grid_rho is not a setting of"),
     ("sampling__clip", "dynamics", "Did you mean 'dynamic'?"),
+    ("sampling__clip", "static", "needs grey levels"),
     ("sampling__temperature", -1.0, "sampling.temperature must be at least 0, got -1.0"),
     ("sampling__rtol", 1e-3, "sampling.rtol is not a setting of"),
     ("data__name", "swissroll", "Did you mean 'swiss_roll'?"),
