@@ -28,7 +28,8 @@ flags:
                          --config.sampling.sampler=unipc  --config.sampling.preset=song_ve  (all of them below)
                          --config.sampling.trajectory=12 (from noise to data, as a strip and an animation)
                          --config.training.tensorboard=True (event files in tensorboard/)
-                         --config.eval.probes=4  --config.eval.num_examples=100  --config.data.dir=PATH
+                         --config.eval.probes=4  --config.eval.num_examples=100  --config.eval.passes=3
+                         --config.eval.divergence=exact  --config.eval.solver=tsit5  --config.data.dir=PATH
                        sections: seed sde model objective data training sampling eval; score_sde/config.py lists
                        all keys with their defaults
   --help               this text

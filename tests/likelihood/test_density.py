@@ -3,8 +3,9 @@
 Both end terms are exact where a solve is measured: it starts in the marginal at t_min and ends in the one at t_max, so
 that what is left is the error of the solve alone.
 
-Mutations that were planted and turned a test here red: the integral's sign, g^2 without its half, a sum over probes
-that is not divided by their number.
+Mutations that were planted and turned a test here red: the integral's sign, the direction of time, g^2 without its
+half, a sum over probes that is not divided by their number, probes that are drawn anew at each time, the mean over the
+batch in place of the largest norm.
 """
 
 import jax
