@@ -13,11 +13,11 @@ def get_config():
     c.model.nf, c.model.ch_mult, c.model.num_res_blocks = 16, (1, 2, 4), 2
     c.model.attn_resolutions, c.model.dropout = (7,), 0.0
     c.objective.times = "stratified"
-    c.training.batch_size, c.training.steps = 64, 6000
+    c.training.batch_size, c.training.steps = 64, 3800
     c.training.learning_rate, c.training.warmup, c.training.ema_rate = 1e-3, 500, 0.999
     c.training.log_every, c.training.checkpoint_every, c.training.snapshot_every = 50, 250, 2000
     c.sampling.sampler, c.sampling.grid = "sde_dpm_solver_pp", "log_snr"
     c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 100, 64, 64
     c.eval.batch_size, c.eval.num_examples = 100, 2000
-    c.eval.rtol = c.eval.atol = 3e-4
+    c.eval.rtol = c.eval.atol = 1e-3  # against 1e-4: moves a value by 0.0007 bits/dim on average
     return c

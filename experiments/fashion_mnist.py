@@ -12,6 +12,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,11 @@ if __name__ == "__main__":
 
     samples = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True).x
     grid = picture(samples, run.experiment.levels)
-    options = dataclasses.replace(run.evaluation, num_examples=args.images, round_trip=0)
-    report, _ = evaluate_likelihood(run.experiment, params, options, step=0, seed=run.eval_seed)
+    options = dataclasses.replace(run.evaluation, num_examples=args.images, bound="none", round_trip=0)
+    partial = Path(tempfile.gettempdir()) / f"{NAME}.partial.npz"  # goes on where it was cut off
+    report, _ = evaluate_likelihood(
+        run.experiment, params, options, step=0, seed=run.eval_seed, partial_file=partial
+    )  # fmt: skip
     print(report.line(), report.table(), sep="\n")
     if args.workdir:
         step = max(int(p.name) for p in (args.workdir / "checkpoints").iterdir() if p.name.isdecimal())

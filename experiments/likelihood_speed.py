@@ -134,6 +134,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     figures = Figures()
     others = {"tsit5": diffrax.Tsit5(), "dopri5": diffrax.Dopri5()} if args.all else {}
-    compare("digits", *digits(32), (1e-1, 1e-2, 1e-3, 3e-4, 1e-4, 1e-5), 3e-6, 3, figures, others)
-    compare("DDPM++ 32x32x3", *ddpmpp(2), (1e-1, 1e-2, 1e-3, 1e-4), 1e-5, 2, figures, others)
+    compare("digits", *digits(32), (1e-2, 1e-3, 3e-4, 1e-4, 1e-5), 3e-6, 3, figures, others)
+    compare("DDPM++ 32x32x3", *ddpmpp(2), (1e-2, 1e-3, 1e-4), 1e-5, 2, figures, others)
     figures.end(args.check)
