@@ -116,7 +116,7 @@ class ResBlock(nn.Module):
     h = conv(resample(act(GN(x)))) + Dense(act(temb));  h = conv(dropout(act(GN(h))));
     out = shortcut(resample(x)) + h, divided by sqrt(2) if `skip_rescale`.
 
-    With `scale_shift` the label multiplies: [a | b] = Dense(act(temb)) is not added, but GN(h) becomes GN(h)(1 + a) + b.
+    With `scale_shift` the label multiplies as well: [a | b] = Dense(act(temb)) makes GN(h) (1 + a) + b of GN(h).
     The shortcut is a 1x1 convolution where the channels change or a `resample` is given (`upsample`, `downsample`, or
     another map of images), the identity elsewhere.
 
