@@ -326,9 +326,13 @@ def _check_sizes(make: _Builder, model: ConfigDict) -> bool:
         sizes = model[name]
         good = sizes is None or (len(sizes) > 0 and all(type(n) is int and n > 0 for n in sizes))
         make.check(good, f"model.{name} must be one or more positive whole numbers, got {sizes}")
-    for name, least in dict(nf=2, num_res_blocks=1, embedding_dim=2, init_scale=0, fourier_scale=0).items():
+    for name, least in dict(
+        nf=2, num_res_blocks=1, embedding_dim=2, init_scale=0, fourier_scale=0, head_channels=0
+    ).items():
         value = model[name]
         make.check(value is None or value >= least, f"model.{name} must be at least {least}, got {value}")
+    for name in ("num_classes", "augment_dim"):
+        make.check(not model[name], f"model.{name} must be 0, got {model[name]}: training passes no such labels on")
     make.check(model.dropout is None or 0 <= model.dropout < 1, f"model.dropout must be in [0, 1), got {model.dropout}")
     return len(make.problems) == found
 
@@ -427,6 +431,10 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     weighting = make.make("objective", c.objective, "weighting", WEIGHTINGS)
     law = make.make("objective", c.objective, "times", TIMES)
     divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
+    make.check(
+        not c.model.scale_by_sigma or c.sde.name == "ve",
+        f"model.scale_by_sigma needs sde.name=ve, whose label is log sigma, got {c.sde.name!r}",
+    )
     how_to_sample = _sampling(make, c.sampling, sde, c.data.range)
     dataset = make.choose("data.name", DATASETS, c.data.name)
     make.unused("sde", c.sde, ["name"])
