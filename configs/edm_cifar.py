@@ -1,4 +1,4 @@
-r"""EDM on CIFAR-10: preconditioning, noise levels, loss and sampler of Karras et al. around a DDPM++, 55,732,739 parameters.
+r"""EDM on CIFAR-10: the preconditioning, loss and sampler of Karras et al. around DDPM++, 55,732,739 parameters.
 
 python -m score_sde.main --config=configs/edm_cifar.py --mode=train --config.data.dir=data
 
