@@ -307,6 +307,8 @@ def test_bfloat16_is_where_it_should_be(fields):
     full = [aval for aval in convolutions if aval.dtype == jnp.float32]
     assert {aval.shape[-1] for aval in full} == {3}  # the last ones alone
     assert len(full) < len(convolutions)
+    acts = [e.outvars[0].aval for e in found if e.primitive.name == "logistic" and e.outvars[0].aval.ndim == 4]
+    assert sum(aval.dtype == jnp.float32 for aval in acts) == len(full)  # and what goes into them
     products = [e.outvars[0].aval for e in found if e.primitive.name == "dot_general"]
     # the time embedding and what the blocks make of it are float32, attention's logits too
     assert all(aval.dtype == jnp.float32 for aval in products if aval.ndim == 2)
