@@ -155,8 +155,9 @@ class UNet(nn.Module):
         def merge(a: Array, b: Array) -> Array:
             return (a + b) * RESCALE if self.skip_rescale else a + b
 
-        def last(h: Array, width: int, **options: Any) -> Array:
-            return conv(width, **options)(nn.swish(group_norm(h.shape[-1], options.get("dtype", "float32"))(h)))
+        def last(h: Array, width: int, init_scale: float, dtype: str = "float32") -> Array:
+            h = nn.swish(group_norm(h.shape[-1], dtype)(h))
+            return conv(width, init_scale=init_scale, dtype=dtype)(h)
 
         image = x.astype(jnp.float32)
         image = 2.0 * image - 1.0 if self.center_input else image
@@ -187,17 +188,17 @@ class UNet(nn.Module):
                 if attend and (self.attend_each_up or i == self.num_res_blocks):
                     h = run(attention(), h)
             if self.progressive == "output_skip":
-                found = last(h, x.shape[-1], init_scale=self.init_scale)
+                found = last(h, x.shape[-1], self.init_scale)
                 out = found if out is None else upsample(out, fir) + found
             elif self.progressive == "residual" and out is None:
-                out = last(h, width, dtype=self.dtype)
+                out = last(h, width, 1.0, self.dtype)
             elif self.progressive == "residual":
                 out = h = merge(Upsample(width, fir, self.dtype)(out), h)
             if level > 0:
                 h = change(h, width, Upsample, upsample)
 
         if self.progressive != "output_skip":
-            out = last(h, x.shape[-1], init_scale=self.init_scale)
+            out = last(h, x.shape[-1], self.init_scale)
         if self.scale_by_sigma:
             out = out * jnp.exp(-label)[:, None, None, None]
         return out.astype(x.dtype)
