@@ -468,6 +468,10 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     weighting = make.make("objective", c.objective, "weighting", WEIGHTINGS)
     law = make.make("objective", c.objective, "times", TIMES)
     divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
+    make.check(
+        not c.model.scale_by_sigma or c.sde.name == "ve",
+        f"model.scale_by_sigma needs sde.name=ve, whose label is log sigma, got {c.sde.name!r}",
+    )
     how_to_sample = _sampling(make, c.sampling, sde, c.data.range)
     dataset = _data(make, c.data)
     make.unused("sde", c.sde, ["name"])

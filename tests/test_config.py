@@ -405,6 +405,11 @@ def test_an_unknown_preset_is_refused():
     ("model__dropout", -0.5, "model.dropout must be in [0, 1), got -0.5"),
     ("model__init_scale", -1.0, "model.init_scale must be at least 0"),
     ("model__features", (8,), "model.features is not a setting of name=unet"),
+    ("model__head_channels", -1, "model.head_channels must be at least 0, got -1"),
+    ("model__num_classes", 10, "model.num_classes must be 0, got 10: training passes no such labels on"),
+    ("model__scale_by_sigma", True, "model.scale_by_sigma needs sde.name=ve, whose label is log sigma, got 'vp'"),
+    ("model__progressive", "skip", "expected progressive among"),
+    ("model__fir_kernel", (1,), "expected a fir_kernel of two or more numbers"),
 ])  # fmt: skip
 def test_networks_that_cannot_be_are_refused(key, value, message):
     build(small_unet())

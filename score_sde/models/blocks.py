@@ -1,8 +1,11 @@
-"""Parts of the score networks: time embeddings, resampling, residual and attention blocks.
+"""Parts of the score networks: layers, time embeddings, residual and attention blocks.
 
 Images are NHWC.  Each block takes its numbers as fields and knows neither the SDE nor the network around it.
 Parameters keep the automatic Flax names (`GroupNorm_0`, `Conv_0`, ...) in the order of the published networks, which
 is how readers of published checkpoints find them: a new part has to be created at its published place.
+
+`dtype` is that of the arithmetic in convolutions and matrix products.  Parameters, statistics of normalisations, time
+embeddings and softmax are float32 at any rate.
 
 Source: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", appendix H
 (DDPM++ and NCSN++), on top of Ho et al. 2020, "Denoising Diffusion Probabilistic Models", appendix B.
@@ -38,14 +41,22 @@ def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
-def dense(features: int, init_scale: float = 1.0) -> nn.Dense:
+def dense(features: int, init_scale: float = 1.0, dtype: str = "float32") -> nn.Dense:
     """Affine map of the last axis, the 1x1 convolution of the attention block included."""
-    return nn.Dense(features, kernel_init=default_init(init_scale))
+    return nn.Dense(features, kernel_init=default_init(init_scale), dtype=dtype)
 
 
-def conv(features: int, size: int = 3, init_scale: float = 1.0) -> nn.Conv:
-    """`size` x `size` convolution of stride 1 which keeps height and width."""
-    return nn.Conv(features, (size, size), kernel_init=default_init(init_scale))
+def conv(
+    features: int,
+    size: int = 3,
+    init_scale: float = 1.0,
+    stride: int = 1,
+    padding: str | tuple = "SAME",
+    dtype: str = "float32",
+) -> nn.Conv:
+    """`size` x `size` convolution, which keeps height and width unless told otherwise."""
+    window, strides = (size, size), (stride, stride)
+    return nn.Conv(features, window, strides, padding, kernel_init=default_init(init_scale), dtype=dtype)
 
 
 def group_count(channels: int) -> int:
@@ -56,9 +67,9 @@ def group_count(channels: int) -> int:
     return next((g for g in range(min(channels // 4, 32), 1, -1) if channels % g == 0), 1)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm over `group_count(channels)` groups with the published epsilon."""
-    return nn.GroupNorm(group_count(channels), epsilon=1e-6)
+def group_norm(channels: int, dtype: str = "float32") -> nn.GroupNorm:
+    """GroupNorm over `group_count(channels)` groups with the published epsilon; its statistics are float32."""
+    return nn.GroupNorm(group_count(channels), epsilon=1e-6, dtype=dtype)
 
 
 def positional_embedding(label: Float[Array, " b"], features: int) -> Float[Array, "b f"]:
@@ -99,27 +110,18 @@ class FourierEmbedding(nn.Module):
         return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
 
-def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Nearest neighbour: each pixel becomes a 2x2 square."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
-
-
-def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 c"]:
-    """Mean of each 2x2 square; height and width must be even."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-
-
 class ResBlock(nn.Module):
-    """Residual block of the BigGAN type, at one resolution or across two.
+    """Residual block, at one resolution or (the BigGAN type) across two.
 
     h = conv(resample(act(GN(x)))) + Dense(act(temb));  h = conv(dropout(act(GN(h))));
     out = shortcut(resample(x)) + h, divided by sqrt(2) if `skip_rescale`.
 
+    With `scale_shift` the label multiplies as well: [a | b] = Dense(act(temb)) makes GN(h) (1 + a) + b of GN(h).
     The shortcut is a 1x1 convolution where the channels change or a `resample` is given (`upsample`, `downsample`, or
     another map of images), the identity elsewhere.
 
-    Source: Brock et al. 2019 (BigGAN), appendix B; Song et al. 2021, appendix H.
+    Source: Ho et al. 2020, appendix B; Brock et al. 2019 (BigGAN), appendix B; Song et al. 2021, appendix H;
+    scale_shift: Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", appendix A.
     """
 
     features: int
@@ -127,40 +129,57 @@ class ResBlock(nn.Module):
     skip_rescale: bool
     init_scale: float
     resample: Callable | None = None
+    scale_shift: bool = False
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"], *, train: bool = False
     ) -> Float[Array, "b h2 w2 {self.features}"]:
-        h = nn.swish(group_norm(x.shape[-1])(x))
+        h = nn.swish(group_norm(x.shape[-1], self.dtype)(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = conv(self.features)(h)
-        h = h + dense(self.features)(nn.swish(temb))[:, None, None, :]
-        h = nn.swish(group_norm(self.features)(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = conv(self.features, init_scale=self.init_scale)(h)
+        h = conv(self.features, dtype=self.dtype)(h)
+        told = dense((1 + self.scale_shift) * self.features)(nn.swish(temb))[:, None, None, :].astype(h.dtype)
+        if self.scale_shift:
+            scale, shift = jnp.split(told, 2, axis=-1)
+            h = group_norm(self.features, self.dtype)(h) * (1 + scale) + shift
+        else:
+            h = group_norm(self.features, self.dtype)(h + told)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+        h = conv(self.features, init_scale=self.init_scale, dtype=self.dtype)(h)
         if self.resample is not None or x.shape[-1] != self.features:
-            x = conv(self.features, size=1)(x)
+            x = conv(self.features, size=1, dtype=self.dtype)(x)
         return (x + h) * RESCALE if self.skip_rescale else x + h
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention of one head over all pixels, added to its input.
+    """Self-attention over all pixels, added to its input.
 
-    out = x + Dense(softmax(q k^T / sqrt(C)) v),  q, k, v = Dense(GN(x)),  divided by sqrt(2) if `skip_rescale`.
+    out = x + Dense(softmax(q k^T / sqrt(d)) v),  q, k, v = Dense(GN(x)),  divided by sqrt(2) if `skip_rescale`.
+    Heads of d = `head_channels` channels each attend on their own; 0: one head of all channels, as published.
 
-    Source: Ho et al. 2020, appendix B; Song et al. 2021, appendix H.
+    Source: Ho et al. 2020, appendix B; Song et al. 2021, appendix H; heads: Vaswani et al. 2017, section 3.2.
     """
 
     skip_rescale: bool
     init_scale: float
+    head_channels: int = 0
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, height, width, c = x.shape
-        h = group_norm(c)(x).reshape(b, height * width, c)
-        q, k, v = (dense(c, init_scale=0.1)(h) for _ in range(3))
-        weights = nn.softmax(jnp.einsum("bqc,bkc->bqk", q, k) * c**-0.5, axis=-1)
-        h = dense(c, init_scale=self.init_scale)(jnp.einsum("bqk,bkc->bqc", weights, v)).reshape(x.shape)
+        d = self.head_channels or c
+        if c % d:
+            raise ValueError(
+                f"expected head_channels to divide the width of every level with attention, got {d} for width {c}. "
+                "Use a divisor, or 0 for one head."
+            )
+        h = group_norm(c, self.dtype)(x).reshape(b, height * width, c)
+        heads = (b, height * width, c // d, d)
+        q, k, v = (dense(c, init_scale=0.1, dtype=self.dtype)(h).reshape(heads) for _ in range(3))
+        # not cuDNN's kernel, which has no forward mode: likelihoods need it
+        h = jax.nn.dot_product_attention(q, k, v, implementation="xla").reshape(x.shape)
+        h = dense(c, init_scale=self.init_scale, dtype=self.dtype)(h)
         return (x + h) * RESCALE if self.skip_rescale else x + h

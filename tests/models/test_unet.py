@@ -14,11 +14,10 @@ from score_sde.models.blocks import (
     FourierEmbedding,
     ResBlock,
     default_init,
-    downsample,
     group_count,
     positional_embedding,
-    upsample,
 )
+from score_sde.models.resampling import downsample, upsample
 
 TINY = dict(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.5)
 LABEL = jnp.array([-4.0, 0.3, 3.0])
