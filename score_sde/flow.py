@@ -46,8 +46,9 @@ def split_norm(parts: tuple[Array, Array]) -> Array:
 def first_step(sde: AffineSDE, t0: Number, t1: Number) -> Array:
     """The step from t0 towards t1 in which the log-SNR changes by 1: the scale on which the flow of any SDE is smooth.
 
-    A share of the interval is too long where the noise sets in: VP's first thousandth holds 5 units of log-SNR, and on
-    a learned score each solve then begins with five to eight rejected steps (`experiments/likelihood_speed.py`).
+    A share of the interval can be too long where the noise sets in: VP's first thousandth holds 5 units of log-SNR,
+    and on a learned score each solve then begins with five to eight rejected steps
+    (`experiments/likelihood_speed.py`).  An exact score can bear them: there it takes a step or two more.
     """
     t0, t1 = jnp.asarray(t0), jnp.asarray(t1)
     step = sde.inverse_log_snr(sde.log_snr(t0) - jnp.sign(t1 - t0)) - t0
@@ -125,11 +126,7 @@ def solve(
         solver,
         t0,
         t1,
-        1e-3 * (t1 - t0)
-        if step is None
-        else jnp.asarray(
-            step, dtype
-        ),  # explicit: diffrax takes 0.01, whatever the interval, when it is asked to choose
+        jnp.asarray(1e-3 * (t1 - t0) if step is None else step, dtype),  # diffrax takes 0.01, whatever the interval
         y0,
         stepsize_controller=diffrax.PIDController(rtol, atol, norm=norm),
         saveat=diffrax.SaveAt(t1=True),

@@ -16,6 +16,7 @@ from score_sde import discrete
 from score_sde.arrays import fold_in
 from score_sde.data import in_order
 from score_sde.files import write_arrays, write_bytes, write_json
+from score_sde.flow import first_step
 from score_sde.likelihood import (
     Divergence,
     ExactDivergence,
@@ -187,7 +188,7 @@ def _batch(experiment: Experiment, options: EvalOptions, params: Any, keys: jax.
     lp = log_prob(
         fold_in(keys, _PROBES), sde, score, x,
         divergence=options.divergence, rtol=options.rtol, atol=options.atol, whole_batch=options.whole_batch,
-        solver=options.solver and options.solver(),
+        solver=options.solver and options.solver(), first_step=first_step(sde, sde.t_min, sde.t_max),
     )  # fmt: skip
 
     def in_unit(result):

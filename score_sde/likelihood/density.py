@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 
 from score_sde import trees
 from score_sde.arrays import sample_keys
-from score_sde.flow import first_step, single_sample, solve, split_norm
+from score_sde.flow import single_sample, solve, split_norm
 from score_sde.likelihood.divergence import Divergence, Hutchinson
 from score_sde.sdes import AffineSDE, Score, check_time
 from score_sde.trees import Frozen, Number, is_concrete
@@ -63,6 +63,7 @@ def log_prob(
     rtol: Number = 3e-5,
     atol: Number = 3e-5,
     solver: Any = None,
+    first_step: Number | None = None,
     max_steps: int = 4096,
     whole_batch: bool = False,
 ) -> LogProb:
@@ -84,6 +85,8 @@ def log_prob(
         rtol, atol: tolerances of the local error.
         solver: any explicit solver of diffrax with an error estimate.  Tsit5 unless given, which is the most accurate
             where the score is smooth; `likelihood.cash_karp()` needs half its evaluations where it is learned.
+        first_step: length of the first step, a thousandth of the interval unless given; `flow.first_step(sde, t_start,
+            t_max)` saves rejected steps where the score is learned and costs some where it is exact.
         max_steps: where a solve gives up (not converged).
         whole_batch: one step size for all samples instead of one for each.
 
@@ -114,17 +117,30 @@ def log_prob(
         raise ValueError("expected finite data, got nan or infinite values in x.")
     keys = sample_keys(key, x.shape[0])
     return _log_prob(
-        keys, sde, score, x, divergence, t_start, terminal_log_prob, rtol, atol, solver, max_steps, whole_batch
+        keys,
+        sde,
+        score,
+        x,
+        divergence,
+        t_start,
+        terminal_log_prob,
+        rtol,
+        atol,
+        solver,
+        first_step,
+        max_steps,
+        whole_batch,
     )
 
 
 @trees.jit
-def _log_prob(keys, sde, score, x, divergence, t_start, terminal_log_prob, rtol, atol, solver, max_steps, whole_batch):
+def _log_prob(
+    keys, sde, score, x, divergence, t_start, terminal_log_prob, rtol, atol, solver, first_step, max_steps, whole_batch
+):
     velocity = single_sample(lambda x, t: sde.flow_drift(score, x, t))
     probes = jax.vmap(divergence.draw)(keys, x)
     count = jax.eval_shape(lambda: divergence(lambda x: x, x[0], probes[0])[1]).shape
-    options = {"rtol": rtol, "atol": atol, "solver": solver, "max_steps": max_steps}
-    options["step"] = first_step(sde, jnp.asarray(t_start, x.dtype), jnp.asarray(sde.t_max, x.dtype))
+    options = {"rtol": rtol, "atol": atol, "solver": solver, "step": first_step, "max_steps": max_steps}
 
     def field(t, x, probes):
         return divergence(lambda x: velocity(x, t), x, probes)
