@@ -31,6 +31,7 @@ settings.load_profile("score_sde")
 
 # Rooms whose code calls libraries that promote ranks and dtypes; every other test runs with both forbidden.
 RELAXED = {"models", "weights", "data", "training", "evaluation", "config", "configs", "experiments", "main", "fuzz"}
+TESTS_RUN = pytest.StashKey[int]()
 
 
 def room_of(path: Path) -> str:
@@ -68,6 +69,13 @@ def strict_promotion(request):
     else:
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             yield
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Programs are dropped now and then: each maps memory, and at 65,530 maps Linux lets a process have no more."""
+    count = item.config.stash[TESTS_RUN] = item.config.stash.get(TESTS_RUN, 0) + 1
+    if count % 200 == 0:  # some 75 maps per test
+        jax.clear_caches()
 
 
 @pytest.fixture
