@@ -30,8 +30,8 @@ flags:
                          --config.training.tensorboard=True (event files in tensorboard/)
                          --config.eval.probes=4  --config.eval.num_examples=100  --config.eval.passes=3
                          --config.eval.divergence=exact  --config.eval.solver=tsit5  --config.data.dir=PATH
-                       sections: seed sde model objective data training sampling eval; score_sde/config.py lists
-                       all keys with their defaults
+                       sections: seed sde model objective data training sampling eval; score_sde/config/template.py
+                       lists all keys with their defaults
   --help               this text
 
 What a run leaves in its workdir:
@@ -131,7 +131,8 @@ def parse(argv: list[str]):
     from absl import flags
     from ml_collections import config_flags
 
-    from score_sde.config import did_you_mean, flatten, get_config
+    from score_sde.config import flatten, get_config
+    from score_sde.config.validation import did_you_mean
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)

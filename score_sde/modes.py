@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from score_sde import discrete
 from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
+from score_sde.config.validation import batch_problems
 from score_sde.data import DataError, describe
 from score_sde.evaluation.levels import bound_by_level, loss_by_level
 from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
@@ -28,7 +29,6 @@ from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.loop import Interrupted, abstract_state, train
 from score_sde.training.mesh import use_host_devices
 from score_sde.training.progress import EventFiles, clock
-from score_sde.validation import batch_problems
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.

@@ -14,9 +14,10 @@ from PIL import Image
 import score_sde as ss
 from score_sde import config as configs
 from score_sde import data, likelihood, models, modes, sampling
-from score_sde.config import ConfigError, base_config, build, flatten, get_config
+from score_sde.config import ConfigError, base_config, build, flatten, get_config, names
+from score_sde.config.datasets import DATASETS
+from score_sde.config.presets import PRESETS
 from score_sde.data.fetch import PUBLISHED
-from score_sde.presets import PRESETS
 from tests.catalogue import PREDICTIONS, TIMES, WEIGHTINGS, instances
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -143,15 +144,15 @@ def public_functions(module):
 @pytest.mark.parametrize(
     "table, public",
     [
-        (configs.SDES, classes_of(instances(ss, ss.AffineSDE))),
-        (configs.PREDICTIONS, classes_of(PREDICTIONS)),
-        (configs.WEIGHTINGS, classes_of(WEIGHTINGS)),
-        (configs.TIMES, classes_of(TIMES)),
-        (configs.DIVERGENCES, classes_of(instances(likelihood, likelihood.Divergence))),
-        (configs.SAMPLERS, classes_of(instances(sampling, sampling.Sampler)) - {ss.PredictorCorrector}),
-        (configs.CORRECTORS, classes_of(instances(sampling, sampling.Corrector))),
-        (configs.GRIDS, public_functions(ss.grids)),
-        (configs.MODELS, {m for m in vars(models).values() if inspect.isclass(m) and issubclass(m, nn.Module)}),
+        (names.SDES, classes_of(instances(ss, ss.AffineSDE))),
+        (names.PREDICTIONS, classes_of(PREDICTIONS)),
+        (names.WEIGHTINGS, classes_of(WEIGHTINGS)),
+        (names.TIMES, classes_of(TIMES)),
+        (names.DIVERGENCES, classes_of(instances(likelihood, likelihood.Divergence))),
+        (names.SAMPLERS, classes_of(instances(sampling, sampling.Sampler)) - {ss.PredictorCorrector}),
+        (names.CORRECTORS, classes_of(instances(sampling, sampling.Corrector))),
+        (names.GRIDS, public_functions(ss.grids)),
+        (names.MODELS, {m for m in vars(models).values() if inspect.isclass(m) and issubclass(m, nn.Module)}),
     ],
     ids="sdes predictions weightings times divergences samplers correctors grids models".split(),
 )
@@ -161,22 +162,22 @@ def test_every_public_class_has_a_name(table, public):
 
 def test_every_data_set_has_a_name():
     toys = {f.__name__ for f in public_functions(data.toys)}
-    assert len(toys) >= 4 and {*toys, "digits", *PUBLISHED} == set(configs.DATASETS)
+    assert len(toys) >= 4 and {*toys, "digits", *PUBLISHED} == set(DATASETS)
 
 
-@pytest.mark.parametrize("name", [n for n in configs.DATASETS if n not in PUBLISHED])
+@pytest.mark.parametrize("name", [n for n in DATASETS if n not in PUBLISHED])
 def test_the_table_of_data_sets_is_true(name):
-    load_split, shape, levels = configs.DATASETS[name]
+    load_split, shape, levels = DATASETS[name]
     for split in ("train", "test"):
         source = load_split(split, "nowhere")
         assert (source.shape, source.levels) == (shape, levels)
 
 
 @pytest.mark.parametrize("section, key, table", [
-    ("sde", "name", configs.SDES), ("objective", "prediction", configs.PREDICTIONS),
-    ("objective", "weighting", configs.WEIGHTINGS), ("objective", "times", configs.TIMES),
-    ("eval", "divergence", configs.DIVERGENCES), ("sampling", "sampler", configs.SAMPLERS),
-    ("sampling", "corrector", configs.CORRECTORS),
+    ("sde", "name", names.SDES), ("objective", "prediction", names.PREDICTIONS),
+    ("objective", "weighting", names.WEIGHTINGS), ("objective", "times", names.TIMES),
+    ("eval", "divergence", names.DIVERGENCES), ("sampling", "sampler", names.SAMPLERS),
+    ("sampling", "corrector", names.CORRECTORS),
 ])  # fmt: skip
 def test_each_name_builds_its_class(section, key, table):
     for name, kind in table.items():
@@ -266,7 +267,7 @@ def test_another_sampler_on_the_command_line_drops_the_settings_of_the_config_s(
 
 def test_what_can_be_named_is_described():
     text = configs.describe_sampling()
-    for table in (configs.SAMPLERS, configs.OTHER_SAMPLERS, configs.CORRECTORS, configs.GRIDS, PRESETS):
+    for table in (names.SAMPLERS, names.OTHER_SAMPLERS, names.CORRECTORS, names.GRIDS, PRESETS):
         assert all(f"\n  {name} " in text for name in table)
 
 

@@ -126,7 +126,7 @@ def is_picture(path):
 
 
 def test_help_is_quick():
-    # It lists the samplers of the tables in config.py, which costs the imports of flax and orbax, a second; no more.
+    # It lists the samplers of score_sde/config, which costs the imports of flax and orbax, a second; no more.
     code = (
         "import sys; from score_sde.main import main; code = main(['--help'])\n"
         "heavy = {'grain', 'diffrax', 'matplotlib'} & set(sys.modules)\n"

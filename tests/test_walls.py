@@ -64,11 +64,9 @@ WALLS = {
     "evaluation":  Room(ANYTHING,                JAX | TRAIN | IMAGES,                   {"tensorboardX"}),
     "plots":       Room({"extras"},              {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
-    "presets":     Room(set(),                   set()),
-    "validation":  Room(set(),                   set()),
-    "config":      Room(ANYTHING | {"presets", "validation"}, JAX | {"flax", "optax"} | CONFIG, ODE),
-    "modes":       Room(ANYTHING | {"config", "validation"}, {"jax"}),
-    "main":        Room(ANYTHING | {"config", "modes", "validation"}, CONFIG),
+    "config":      Room(ANYTHING,                JAX | {"flax", "optax"} | CONFIG,       ODE),
+    "modes":       Room(ANYTHING | {"config"},   {"jax"}),
+    "main":        Room(ANYTHING | {"config", "modes"}, CONFIG),
 }  # fmt: skip
 
 CONFIG_READERS = {"config", "main", "weights"}
