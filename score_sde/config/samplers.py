@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from score_sde import sampling, sdes
 from score_sde.evaluation.samples import SamplingOptions
 
-from .kinds import Builder
+from .kinds import Builder, settings
 from .names import CLIPS, CORRECTOR_KEYS, CORRECTORS, GRIDS, OTHER_SAMPLERS, SAMPLER_KEYS, SAMPLERS
 from .presets import PRESETS
 from .template import ConfigError, base_config
