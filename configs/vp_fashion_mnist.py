@@ -1,6 +1,11 @@
 r"""VP SDE on Fashion-MNIST with a small DDPM++, sized for two CPU cores.
 
-python -m score_sde.main --config=configs/vp_fashion_mnist.py --mode=train --config.data.dir=FOLDER_OF_THE_IDX_FILES
+python -m score_sde.main --config=configs/vp_fashion_mnist.py --mode=train
+
+90 min on 2 cores (Intel Xeon, JAX 0.12.0.1): 3.383 +- 0.018 bits/dim on the first 2,000 test images (256 grey levels);
+the grid is experiments/results/vp_fashion_mnist.png.  The first 2,150 of those steps averaged the weights at 0.999 from
+the start, the rest as `ema_rate` does now, low at first.  The images are downloaded (31 MB) unless
+--config.data.dir=FOLDER holds their four IDX files.
 """
 
 from score_sde.config import base_config
