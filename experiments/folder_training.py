@@ -10,17 +10,13 @@ import resource
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import jax
-from common import arguments, machine, training_step
+from common import arguments, config_of, machine, training_step
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
-import vp_cifar  # noqa: E402
-
-from score_sde.config import build  # noqa: E402
-from score_sde.data import batches, describe  # noqa: E402
-from score_sde.training import mesh  # noqa: E402
+from score_sde.config import build
+from score_sde.data import batches, describe
+from score_sde.training import mesh
 
 
 def peak_gigabytes() -> str:
@@ -35,10 +31,12 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="train/ and test/, or images; subfolders are classes")
     parser.add_argument("--steps", type=int, default=5, help="steps after the first")
     parser.add_argument("--batch", type=int, default=128, help="images per step (published: 128)")
+    parser.add_argument("--remat", action="store_true", help="recompute blocks for the gradient: less memory")
     args = parser.parse_args()
     mesh.use_host_devices((args.batch,))
-    config = vp_cifar.get_config()
+    config = config_of("vp_cifar")
     config.data.name, config.data.dir, config.data.channels, config.data.size = "images", args.folder, 3, 32
+    config.model.remat = args.remat
     run = build(config)
     options = dataclasses.replace(run.training, batch_size=args.batch)
 

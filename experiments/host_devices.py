@@ -10,25 +10,20 @@ from common import arguments, machine
 
 MEASURE = """
 import sys, time
-sys.path.insert(0, "configs")
+sys.path.insert(0, "experiments")
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-import vp_digits
+from common import config_of, training_step
 from score_sde.config import build
-from score_sde.training import loop, mesh, state
-run = build(vp_digits.get_config())
-m = mesh.data_mesh()
-whole, sliced = mesh.replicated(m), mesh.batch_sharding(m, axis=1)
-step = state.make_step(run.experiment.loss, loop._optimizer(run.training), run.training.ema_rate)
-dispatch = state.make_dispatch(step, state_sharding=whole, batch_sharding=sliced)
-s = jax.jit(loop.initial_state(run.experiment, run.training, 0), out_shardings=whole)()
-x = jax.device_put(run.experiment.load("train").x[None, :run.training.batch_size], sliced)
-s, _ = jax.block_until_ready(dispatch(s, x))
+run = build(config_of("vp_digits"))
+state, dispatch, sharding = training_step(run, run.training)
+x = jax.device_put(run.experiment.load("train").x[None, :run.training.batch_size], sharding)
+state, _ = jax.block_until_ready(dispatch(state, x))
 times = []
 for _ in range(5):
     t = time.perf_counter()
     for _ in range(20):
-        s, metrics = dispatch(s, x)
+        state, metrics = dispatch(state, x)
     jax.block_until_ready(metrics)
     times.append((time.perf_counter() - t) / 20)
 print(min(times))
