@@ -154,10 +154,7 @@ if __name__ == "__main__":
         ours, theirs = Side(sys.executable, "jax", net), Side(args.torch, "torch", net)
         counts = [side.about["parameters"] for side in (ours, theirs)]
         first = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in ours.about["first"].items())
-        print(f"{net}: {counts[0]:,} parameters, {counts[1]:,} in torch; batch {batch}; first calls: {first}",
-              flush=True)  # fmt: skip
-            f"{net}: {counts[0]:,} parameters, {counts[1]:,} in torch; batch {batch}; first calls: {first}", flush=True
-        )
+        print(f"{net}: {counts[0]:,} parameters, {counts[1]:,} in torch; batch {batch}; first calls: {first}")
         for what in ("forward", "training step"):
             pairs = [(ours.seconds(what), theirs.seconds(what)) for _ in range(ROUNDS)]
             us, them = (batch / statistics.median(side) for side in zip(*pairs, strict=True))
