@@ -1,8 +1,8 @@
 r"""VP SDE on 8x8 digits with a small DDPM++: the experiment that ships with its data.
 
 python -m score_sde.main --config=configs/vp_digits.py --mode=train
-4 min on 2 cores (Intel Xeon, JAX 0.12.0.1): test 1.958 +- 0.013 bits/dim (17 grey levels); 90 of 100 samples are legible
-(`experiments/digits_main_job.py`).
+4 min on 2 cores (Intel Xeon, JAX 0.12.0.1): test 1.958 +- 0.013 bits/dim (17 grey levels); 90 of 100 samples are
+legible (`experiments/digits_main_job.py`).
 """
 
 from score_sde.config import base_config

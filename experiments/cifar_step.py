@@ -21,7 +21,7 @@ if __name__ == "__main__":
     jax.block_until_ready(state)
     initial = time.perf_counter() - began
     x = np.random.default_rng(0).integers(0, 256, (1, args.batch, 32, 32, 3)).astype(np.uint8)
-    x = jax.device_put(x, sharding)
+    x = jax.device_put({"x": x}, sharding)
     times = []
     for _ in range(4):
         began = time.perf_counter()

@@ -70,7 +70,7 @@ def load_weights(path: Path) -> dict:
 
 def training_step(run, options) -> tuple:
     """(state, dispatch, sharding) of a config's `run`: a fresh state, the step as training calls it, `dispatch(state,
-    batches)`, compiled by its first call, and where the batches (steps, batch, *shape) are put."""
+    batches)`, compiled by its first call, and where the batches, {"x": (steps, batch, *shape)}, are put."""
     import jax
 
     from score_sde.training import loop, mesh, state

@@ -58,11 +58,11 @@ def ratios(config, batch: int, rounds: int = 3) -> list[tuple[float, float]]:
         nonlocal state
         state, _ = jax.block_until_ready(dispatch(state, x))
 
-    x = jax.device_put(next(stream)["x"], sharding)
+    x = jax.device_put(next(stream), sharding)
     step()
     found = []
     for _ in range(rounds):
-        pipeline = rate(lambda: jax.block_until_ready(jax.device_put(next(stream)["x"], sharding)), 2.0)
+        pipeline = rate(lambda: jax.block_until_ready(jax.device_put(next(stream), sharding)), 2.0)
         found.append((pipeline, rate(step, 2.0)))
     stream.close()
     return found

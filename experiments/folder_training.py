@@ -49,7 +49,7 @@ if __name__ == "__main__":
     times = []
     for n in range(args.steps + 1):
         began = time.perf_counter()
-        state, measured = dispatch(state, jax.device_put(next(stream)["x"], sharding))
+        state, measured = dispatch(state, jax.device_put(next(stream), sharding))
         loss = jax.block_until_ready(measured.loss)
         times.append(time.perf_counter() - began)
         print(f"step {n + 1}: loss {float(loss[-1]):.4f}, {times[-1]:.2f} s", flush=True)

@@ -17,7 +17,7 @@ from common import config_of, training_step
 from score_sde.config import build
 run = build(config_of("vp_digits"))
 state, dispatch, sharding = training_step(run, run.training)
-x = jax.device_put(run.experiment.load("train").x[None, :run.training.batch_size], sharding)
+x = jax.device_put({"x": run.experiment.load("train").x[None, :run.training.batch_size]}, sharding)
 state, _ = jax.block_until_ready(dispatch(state, x))
 times = []
 for _ in range(5):

@@ -39,7 +39,7 @@ def jax_side(net: str) -> tuple[int, dict[str, Callable[[], None]]]:
     run = build(config)
     state, dispatch, sliced = training_step(run, dataclasses.replace(run.training, batch_size=batch))
     levels = np.random.default_rng(0).integers(0, 256, (1, batch, 32, 32, 3)).astype(np.uint8)
-    levels = jax.device_put(levels, sliced)
+    levels = jax.device_put({"x": levels}, sliced)
     x, t = jax.device_put(
         (np.ones((batch, 32, 32, 3), np.float32), np.full(batch, 500.0, np.float32)),
         mesh.batch_sharding(mesh.data_mesh()),

@@ -190,6 +190,9 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     if run.training.tensorboard:
         EventFiles.check()
     source = run.experiment.load("train")  # missing data are told before anything compiles
+    wanted = run.experiment.num_classes
+    if wanted and source.num_classes != wanted:
+        raise ConfigError(f"model.num_classes must be that of the data, {source.num_classes or 0}, got {wanted}.")
     if run.final_eval:
         _check_examples(run)
     _check_ends(run)

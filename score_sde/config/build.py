@@ -56,6 +56,9 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     network = make.make("model", c.model, "name", MODELS)
     prediction = make.make("objective", c.objective, "prediction", PREDICTIONS)
     weighting = make.make("objective", c.objective, "weighting", WEIGHTINGS)
+    make.used["objective"].add("label_dropout")
+    dropout = c.objective.label_dropout
+    make.check(0 <= dropout <= 1, f"objective.label_dropout must be in [0, 1], got {dropout}")
     law = make.make("objective", c.objective, "times", TIMES)
     divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
     make.check(
@@ -112,6 +115,8 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
             shape=shape,
             levels=levels,
             data_range=tuple(float(end) for end in c.data.range),
+            num_classes=c.model.num_classes or 0,
+            label_dropout=dropout,
         ),
         training=training,
         sampling=how_to_sample,

@@ -35,6 +35,7 @@ def base_config() -> ConfigDict:
         **section(PREDICTIONS, "prediction", "noise"),
         **section(WEIGHTINGS, "weighting", "sigma_squared"),
         **section(TIMES, "times", "uniform"),
+        "label_dropout": 0.1,
     }
     config = ConfigDict(
         {

@@ -110,13 +110,12 @@ def check_sizes(make: Problems, model: Any) -> bool:
         number = "" if empty else "one or more "
         make.check(good, f"model.{name} must be {number}positive whole numbers up to {most}, got {sizes}")
         make.check(sizes is None or len(sizes) <= DEEPEST, f"model.{name} must be at most {DEEPEST} numbers")
-    limits = dict(nf=(2, WIDEST), num_res_blocks=(1, DEEPEST), embedding_dim=(2, WIDEST))
+    limits = dict(nf=(2, WIDEST), num_classes=(0, WIDEST), num_res_blocks=(1, DEEPEST), embedding_dim=(2, WIDEST))
     for name, (least, most) in limits.items():
         value = model[name]
         make.check(value is None or value >= least, f"model.{name} must be at least {least}, got {value}")
         make.check(value is None or value <= most, f"model.{name} must be at most {most}, got {value}")
-    for name in ("num_classes", "augment_dim"):
-        make.check(not model[name], f"model.{name} must be 0, got {model[name]}: training passes no such labels on")
+    make.check(not model.augment_dim, f"model.augment_dim must be 0, got {model.augment_dim}: no training uses it yet")
     for name in ("init_scale", "fourier_scale", "head_channels"):
         make.check(model[name] is None or model[name] >= 0, f"model.{name} must be at least 0, got {model[name]}")
     make.check(model.dropout is None or 0 <= model.dropout < 1, f"model.dropout must be in [0, 1), got {model.dropout}")

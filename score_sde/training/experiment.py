@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,8 @@ class Experiment:
     """What is learned: `load(split)` gives the data, `network` predicts `prediction` of `sde`.
 
     shape: of one example; levels: grey levels of integer data, None for continuous data; data_range: what grey levels
-    are scaled to before noise is added.
+    are scaled to before noise is added.  num_classes: of the network, which is told the class of an example, and with
+    probability label_dropout that it has none; 0 where it takes no classes.
     """
 
     sde: AffineSDE
@@ -36,25 +38,32 @@ class Experiment:
     shape: tuple[int, ...]
     levels: int | None
     data_range: tuple[float, float]
+    num_classes: int = 0
+    label_dropout: float = 0.0
 
     def init(self, key: Array) -> dict:
         """Fresh parameters of the network."""
         x, label = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
         return self.network.init(key, x, label)["params"]
 
-    def _apply(self, params: dict, x: Array, label: Array, *, train: bool = False, rngs: dict | None = None) -> Array:
-        return self.network.apply({"params": params}, x, label, train=train, rngs=rngs)
+    def _apply(self, params: dict, x: Array, label: Array, class_label: Array | None = None, **how: Any) -> Array:
+        classes = () if class_label is None else (class_label,)
+        return self.network.apply({"params": params}, x, label, *classes, **how)
 
     def score(self, params: dict) -> PredictedScore:
-        """The learned score(x, t); other parameters of the same shapes do not compile again."""
+        """The learned score(x, t), of data of every class; other parameters of the same shapes do not compile again."""
         network = Network(jax.tree_util.Partial(self._apply, params), self.sde, self.prediction)
         return PredictedScore(network, self.sde, self.prediction)
 
-    def loss(self, params: dict, x: Array, key: Array) -> Array:
+    def loss(self, params: dict, batch: dict[str, Array], key: Array) -> Array:
         """The training loss of a batch of examples as the source gives them: a scalar."""
         key_data, key_loss, key_dropout = jax.random.split(key, 3)
+        x = batch["x"]
         keys = jax.random.split(key_data, x.shape[0])
         apply = partial(self._apply, params, train=True, rngs={"dropout": key_dropout})
+        if self.num_classes:
+            dropped = jax.random.bernoulli(jax.random.fold_in(key, 3), self.label_dropout, x.shape[:1])
+            apply = partial(apply, class_label=jnp.where(dropped, self.num_classes, batch["label"]))
         losses = denoising_score_matching(
             key_loss,
             self.sde,

@@ -190,7 +190,7 @@ def _steps(
     """Advance to `options.steps`, yielding after each dispatch, and report every `log_every` steps."""
     window, since, began = [], step, time.monotonic()
     while step < options.steps:
-        batch = jax.device_put(next(stream)["x"], sharding)
+        batch = jax.device_put(next(stream), sharding)
         state, measured = dispatch(state, batch)
         step += options.steps_per_dispatch
         window.append(measured)  # stays on the device: fetching each would wait for each

@@ -52,8 +52,8 @@ def init_state(init: Callable[[Array], Any], optimizer: optax.GradientTransforma
 
 
 def make_step(
-    loss: Callable[[Any, Array, Array], Array], optimizer: optax.GradientTransformation, ema_rate: float
-) -> Callable[[State, Array], tuple[State, StepMetrics]]:
+    loss: Callable[[Any, Any, Array], Array], optimizer: optax.GradientTransformation, ema_rate: float
+) -> Callable[[State, Any], tuple[State, StepMetrics]]:
     """The training step `(state, batch) -> (state, metrics)` for `loss(params, batch, key)`.
 
     A step whose loss or gradient is not finite changes neither parameters nor moments nor averages; it is counted.
@@ -61,7 +61,7 @@ def make_step(
     initial weights predicts too little, and its samples are noise long after the network has learned.
     """
 
-    def step(state: State, batch: Array) -> tuple[State, StepMetrics]:
+    def step(state: State, batch: Any) -> tuple[State, StepMetrics]:
         value, gradient = jax.value_and_grad(loss)(state.params, batch, jax.random.fold_in(state.key, state.step))
         norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -81,14 +81,14 @@ def make_step(
 
 
 def make_dispatch(step: Callable, *, state_sharding: Any, batch_sharding: Any) -> Callable:
-    """Several steps in one compiled program: `(state, batches (k, B, ...)) -> (state, metrics (k,))`.
+    """Several steps in one compiled program: `(state, batches of (k, B, ...)) -> (state, metrics (k,))`.
 
     The old state's memory is given to the new one: do not touch it afterwards.
     """
 
-    def dispatch(state: State, batches: Array) -> tuple[State, StepMetrics]:
-        if batches.shape[0] == 1:  # no loop: XLA on CPUs runs the gradients of convolutions in loops 10 times slower
-            state, metrics = step(state, batches[0])
+    def dispatch(state: State, batches: Any) -> tuple[State, StepMetrics]:
+        if len(jax.tree.leaves(batches)[0]) == 1:  # no loop: XLA on CPUs runs gradients of convolutions 10 times slower
+            state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
             return state, jax.tree.map(lambda m: m[None], metrics)
         return jax.lax.scan(step, state, batches)
 
