@@ -18,14 +18,20 @@ from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
 from score_sde.config.validation import batch_problems
 from score_sde.data import DataError, describe
-from score_sde.evaluation.levels import bound_by_level, loss_by_level
+from score_sde.evaluation.levels import accuracy_by_level, bound_by_level, loss_by_level
 from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
-from score_sde.evaluation.pictures import write_bound_by_level, write_learning_curve, write_loss_by_level
+from score_sde.evaluation.pictures import (
+    write_accuracy_by_level,
+    write_bound_by_level,
+    write_learning_curve,
+    write_loss_by_level,
+)
 from score_sde.evaluation.samples import generate, write_samples, write_trajectory
 from score_sde.extras import MissingExtra
 from score_sde.files import WorkdirError, check_space, check_writable, locked, write_json
 from score_sde.plots import check_matplotlib
 from score_sde.training.checkpoints import KEEP, Checkpoints
+from score_sde.training.experiment import Classification
 from score_sde.training.loop import Interrupted, abstract_state, train
 from score_sde.training.mesh import use_host_devices
 from score_sde.training.progress import EventFiles, clock
@@ -118,6 +124,8 @@ def _rehearse(run: Run) -> list[str]:
     def sample(keys):
         return run.sampling.solve(keys, e.sde, lambda x, t: jnp.zeros_like(x), (2, *e.shape)).x
 
+    if isinstance(e, Classification):
+        return []
     attempts = [("sampling", sample, keys), ("objective", partial(e.weighting, e.sde, e.prediction), t)]
     if run.evaluation.bound == "discrete":
         attempts.append(("eval", lambda _: discrete.of_sde(e.sde, run.evaluation.bound_draws), t))
@@ -143,6 +151,8 @@ def _check_examples(run: Run) -> None:
 def _check_ends(run: Run) -> None:
     """Raise ConfigError where the loss is not finite at an end of the SDE's times."""
     e = run.experiment
+    if isinstance(e, Classification):
+        return
     for t in (e.sde.t_min, e.sde.t_max):
         weight = float(e.weighting(e.sde, e.prediction, jnp.full((1,), t))[0])
         if not 0 <= weight < float("inf"):
@@ -207,6 +217,8 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
         _save_config(workdir, config, overrides)
 
         def snapshot(step: int, state) -> bytes | None:
+            if isinstance(run.experiment, Classification):
+                return None
             how = dataclasses.replace(run.sampling, trajectory=0)
             samples = generate(run.experiment, state.ema, how, seed=run.sampling_seed, progress=False).x
             written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"step_{step:08d}")
@@ -225,8 +237,11 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
             return 128 + stop.signum
     print(f"trained {run.training.steps} steps; results in {workdir}")
     if run.final_eval:
-        quick = dataclasses.replace(run.evaluation, bound="none", round_trip=0)
-        print(_evaluate(run, quick, state.ema, int(state.step), workdir).line())
+        if isinstance(run.experiment, Classification):
+            _tell_accuracy(run, state.ema, int(state.step), workdir)
+        else:
+            quick = dataclasses.replace(run.evaluation, bound="none", round_trip=0)
+            print(_evaluate(run, quick, state.ema, int(state.step), workdir).line())
     try:
         _plot(run, workdir, (state.ema, int(state.step)))
     except (MissingExtra, DataError) as error:
@@ -264,12 +279,34 @@ def _evaluate(run: Run, options: EvalOptions, params: Any, step: int, workdir: P
     return report
 
 
+def _tell_accuracy(run: Run, params: Any, step: int, workdir: Path) -> None:
+    """Print and keep how well a classifier tells the classes of the split, by noise level."""
+    how = run.evaluation
+    examples = how.num_examples or len(run.experiment.load(how.split))
+    found = accuracy_by_level(
+        run.experiment, params, split=how.split, batch_size=how.batch_size, seed=run.eval_seed, examples=examples
+    )
+    print(f"{how.split} accuracy {found.values['accuracy'][-1]:.1%} at the least noise ({found.examples} examples)")
+    print(f"  {'log-SNR':>9}  {'accuracy':>8}  cross-entropy, nats")
+    for row in zip(found.log_snr, found.values["accuracy"], found.values["loss"], found.errors["loss"], strict=True):
+        print("  {:9.2f}  {:8.1%}  {:.3f} +- {:.3f}".format(*row))
+    stem = workdir / "eval" / f"accuracy_{how.split}"
+    try:
+        write_accuracy_by_level(found, stem, split=how.split, step=step)
+    except MissingExtra as error:
+        _say(f"note: no picture of the accuracy by noise level: {error}")
+
+
 def eval_mode(workdir: Path, config: Any) -> int:
-    """Likelihood of the split that config.eval names, under the EMA weights."""
+    """Likelihood of the split that config.eval names, under the EMA weights; a classifier's accuracy."""
     run = prepare(config)
     _check_examples(run)
     params, step = _restore(run, workdir)
     check_writable(workdir / "eval")
+    if isinstance(run.experiment, Classification):
+        _tell_accuracy(run, params, step, workdir)
+        print(f"step {step}; by noise level in {workdir / 'eval'}")
+        return 0
     report = _evaluate(run, run.evaluation, params, step, workdir)
     print(report.line())
     print(report.table())
@@ -300,7 +337,7 @@ def _plot(run: Run, workdir: Path, newest: tuple[Any, int] | None) -> None:
     """The learning curve and, of weights and their step, the loss by noise level; says where they are."""
     folder, how = workdir / "plots", run.evaluation
     written = write_learning_curve(workdir / "metrics.jsonl", folder / "learning_curve.png")
-    if newest:
+    if newest and not isinstance(run.experiment, Classification):  # whose accuracy --mode=eval draws
         params, step = newest
         found = loss_by_level(
             run.experiment, params, split=how.split, batch_size=how.batch_size, seed=run.eval_seed
@@ -332,6 +369,8 @@ def _unused(stem: Path) -> Path:
 def sample_mode(workdir: Path, config: Any) -> int:
     """config.sampling.num_samples samples of the EMA weights, as an array and, where there is one, a picture."""
     run = prepare(config)
+    if isinstance(run.experiment, Classification):
+        raise ConfigError(f"{workdir} holds a classifier, which does not sample. Name a run that learned a score.")
     params, step = _restore(run, workdir)
     check_writable(workdir / "samples")
     samples, nfe, states = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)

@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 
 from score_sde.extras import extra
 
+LEVELS = "log-SNR of the noise level (noise on the left, data on the right)"
+
 
 def image_grid(images: np.ndarray, levels: int, *, columns: int | None = None, min_side: int = 32) -> bytes:
     """A PNG of images in rows, from grey levels (N, H, W, C) in 0..levels-1 with C = 1 or 3.
@@ -117,10 +119,7 @@ def learning_curve(steps: np.ndarray, loss: np.ndarray, mean: np.ndarray, grad_n
 
 def loss_by_level(log_snr: np.ndarray, values: dict, errors: dict, title: str) -> bytes:
     """A PNG of `evaluation.levels.loss_by_level`: the loss above, the relative errors below, over log-SNR."""
-    with _axes(2, title, "log-SNR of the noise level (noise on the left, data on the right)") as (
-        buffer,
-        (above, below),
-    ):
+    with _axes(2, title, LEVELS) as (buffer, (above, below)):
         _bars(above, log_snr, values["loss"], errors["loss"], "C0")
         above.set_ylabel("loss, weighted as in training")
         _bars(below, log_snr, values["noise"], errors["noise"], "C1", label="noise")
@@ -135,12 +134,23 @@ def loss_by_level(log_snr: np.ndarray, values: dict, errors: dict, title: str) -
 
 def bound_by_level(log_snr: np.ndarray, value: np.ndarray, error: np.ndarray, unit: str, title: str) -> bytes:
     """A PNG of what each interval of noise levels adds to the variational bound, over log-SNR."""
-    label = "log-SNR of the noise level (noise on the left, data on the right)"
-    with _axes(1, title, label) as (buffer, (axis,)):
+    with _axes(1, title, LEVELS) as (buffer, (axis,)):
         width = float(log_snr[1] - log_snr[0]) if len(log_snr) > 1 else 1.0
         axis.bar(log_snr, value, 0.9 * width, color="C0", yerr=error, ecolor="0.2", capsize=2)
         axis.set_ylabel(f"{unit} per interval of {width:.2g}")
         axis.set_ylim(bottom=0)
+    return buffer.getvalue()
+
+
+def accuracy_by_level(log_snr: np.ndarray, values: dict, errors: dict, title: str) -> bytes:
+    """A PNG of `evaluation.levels.accuracy_by_level`: accuracy above, cross-entropy below, over log-SNR."""
+    with _axes(2, title, LEVELS) as (buffer, (above, below)):
+        _bars(above, log_snr, values["accuracy"], errors["accuracy"], "C0")
+        above.set_ylabel("accuracy")
+        above.set_ylim(0, 1.02)
+        _bars(below, log_snr, values["loss"], errors["loss"], "C1")
+        below.set_ylabel("cross-entropy, nats")
+        below.set_ylim(bottom=0)
     return buffer.getvalue()
 
 

@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 from score_sde.evaluation.likelihood import EvalOptions
 from score_sde.evaluation.samples import SamplingOptions
 from score_sde.plots import suits
-from score_sde.training.experiment import Experiment
+from score_sde.training.experiment import Classification, Experiment, Task
 from score_sde.training.loop import TrainingOptions
 
 from .datasets import DATASETS, data_set
 from .kinds import Builder
-from .names import BOUNDS, DIVERGENCES, MODELS, PREDICTIONS, SDES, SOLVERS, TIMES, WEIGHTINGS
+from .names import BOUNDS, CLASSIFIERS, DIVERGENCES, MODELS, PREDICTIONS, SDES, SOLVERS, TIMES, WEIGHTINGS
 from .samplers import sampling_options
 from .template import ConfigError, base_config, flatten, type_of
 from .validation import batch_problems, check_counts, check_numbers, check_sizes, wrong_types
@@ -26,7 +26,7 @@ TRAINING_ONLY = ("cpu_devices", "final_eval")  # of the command line rather than
 class Run:
     """All objects that a config stands for."""
 
-    experiment: Experiment
+    experiment: Task
     training: TrainingOptions
     sampling: SamplingOptions
     evaluation: EvalOptions
@@ -104,20 +104,17 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         raise ConfigError(message if message.endswith("?") else message + ".")
 
     load, shape, levels = dataset
+    common = dict(sde=sde, network=network, times=law, load=load, shape=shape, levels=levels)
+    common["data_range"] = tuple(float(end) for end in c.data.range)
+    if c.model.name in CLASSIFIERS:
+        experiment = Classification(**common, num_classes=network.num_classes)
+    else:
+        classes = c.model.num_classes or 0
+        experiment = Experiment(
+            **common, prediction=prediction, weighting=weighting, num_classes=classes, label_dropout=dropout
+        )
     return Run(
-        experiment=Experiment(
-            sde=sde,
-            network=network,
-            prediction=prediction,
-            weighting=weighting,
-            times=law,
-            load=load,
-            shape=shape,
-            levels=levels,
-            data_range=tuple(float(end) for end in c.data.range),
-            num_classes=c.model.num_classes or 0,
-            label_dropout=dropout,
-        ),
+        experiment=experiment,
         training=training,
         sampling=how_to_sample,
         evaluation=EvalOptions(

@@ -22,7 +22,8 @@ SDES = {
     "edm": sdes.EDM,
     "rectified_flow": sdes.RectifiedFlow,
 }
-MODELS = {"unet": models.UNet, "mlp": models.MLP}
+CLASSIFIERS = {"classifier": models.Classifier, "mlp_classifier": models.MLPClassifier}  # of noised data
+MODELS = {"unet": models.UNet, "mlp": models.MLP, **CLASSIFIERS}
 PREDICTIONS = {
     "score": predictions.Score,
     "noise": predictions.Noise,

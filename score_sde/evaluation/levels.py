@@ -20,7 +20,7 @@ from score_sde.likelihood import bound_by_noise_level
 from score_sde.objectives import denoising_score_matching
 from score_sde.objectives.times import TimeSampler
 from score_sde.objectives.weightings import SigmaSquared
-from score_sde.training.experiment import Experiment
+from score_sde.training.experiment import Classification, Experiment, Task
 from score_sde.training.mesh import data_mesh, per_device
 
 _DATA, _LEVELS = 0, 3  # folded into an example's key; `evaluation.likelihood` draws from others, and the same data
@@ -65,7 +65,8 @@ def loss_by_level(
     sde = experiment.sde
     starts, width = _bins(experiment, bins)
 
-    def one(params, key, x):
+    def one(params, key, example):
+        x = example["x"]
         network = experiment.score(params).predict
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(bins))
 
@@ -103,11 +104,41 @@ def bound_by_level(
     starts, width = _bins(experiment, bins)
     unit = int(np.prod(experiment.shape)) * (1.0 if experiment.levels is None else np.log(2))
 
-    def one(params, key, x):
+    def one(params, key, example):
+        x = example["x"]
         return {"bound": bound_by_noise_level(key, experiment.sde, experiment.score(params), x, bins=bins)[1] / unit}
 
     bound = _per_example(experiment, params, one, split, examples, batch_size, seed)["bound"]
     return ByLevel(starts + 0.5 * width, {"bound": bound.mean(axis=0)}, {"bound": _standard_error(bound)}, len(bound))
+
+
+def accuracy_by_level(
+    experiment: Classification, params: Any, *, split: str, batch_size: int, seed: int, examples: int, bins: int = 24
+) -> ByLevel:
+    """How well the classes are told at each noise level, on the first `examples` of a split.
+
+    values: `accuracy`, the share of examples whose likeliest class is their own; `loss`, the cross-entropy in nats.
+    """
+    sde = experiment.sde
+    starts, width = _bins(experiment, bins)
+
+    def one(params, key, example):
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(bins))
+
+        def at(inputs):
+            key, start = inputs
+            key_time, key_noise = jax.random.split(key)
+            log_snr = start + width * jax.random.uniform(key_time, (1,))
+            t = jnp.clip(sde.inverse_log_snr(log_snr), sde.t_min, sde.t_max)
+            x = sde.perturb(example["x"], jax.random.normal(key_noise, example["x"].shape), t)
+            log_prob, label = experiment.log_prob(params)(x, t)[0], example["label"][0]
+            return {"accuracy": jnp.argmax(log_prob) == label, "loss": -log_prob[label]}
+
+        return jax.lax.map(at, (keys, starts))
+
+    found = _per_example(experiment, params, one, split, examples, batch_size, seed)
+    values, errors = {k: v.mean(axis=0) for k, v in found.items()}, {k: _standard_error(v) for k, v in found.items()}
+    return ByLevel(starts + 0.5 * width, values, errors, len(found["loss"]))
 
 
 def _standard_error(values: np.ndarray) -> np.ndarray:
@@ -116,7 +147,7 @@ def _standard_error(values: np.ndarray) -> np.ndarray:
     return values.std(axis=0, ddof=1) / n**0.5 if n > 1 else np.full(values.shape[1:], np.nan)
 
 
-def _bins(experiment: Experiment, bins: int) -> tuple[np.ndarray, float]:
+def _bins(experiment: Task, bins: int) -> tuple[np.ndarray, float]:
     """Where the bins of log-SNR start, rising, and their width."""
     sde = experiment.sde
     low, high = np.asarray(sde.log_snr(jnp.array([sde.t_max, sde.t_min], jnp.float32)))
@@ -125,26 +156,28 @@ def _bins(experiment: Experiment, bins: int) -> tuple[np.ndarray, float]:
 
 
 def _per_example(
-    experiment: Experiment, params: Any, one: Callable[[Any, Array, Array], dict[str, Array]],
+    experiment: Task, params: Any, one: Callable[[Any, Array, dict], dict[str, Array]],
     split: str, examples: int, batch_size: int, seed: int,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """`one(params, key, x (1, *shape))` of each of the first `examples` of a split, stacked."""
+    """`one(params, key, example)` of each of the first `examples` of a split, stacked; example: {"x": (1, *shape), ...}
+    as the network sees it."""
 
-    def batch(params, keys, x):
-        def of(key, x):
-            scaled = experiment.scale(jax.random.fold_in(key, _DATA)[None], x[None])
-            return one(params, jax.random.fold_in(key, _LEVELS), scaled)
+    def batch(params, keys, examples):
+        def of(key, example):
+            example = {k: v[None] for k, v in example.items()}
+            example["x"] = experiment.scale(jax.random.fold_in(key, _DATA)[None], example["x"])
+            return one(params, jax.random.fold_in(key, _LEVELS), example)
 
-        return jax.vmap(of)(keys, x)
+        return jax.vmap(of)(keys, examples)
 
     run, source = per_device(data_mesh(), batch), experiment.load(split)
     keys_of = jax.jit(jax.vmap(partial(jax.random.fold_in, jax.random.key(seed))))
     devices = jax.device_count()
     size, parts = min(batch_size, -(-examples // devices) * devices), []
-    for x, indices, valid in in_order(source, size):
+    for batch_of, indices, valid in in_order(source, size):
         valid = valid & (indices < examples)
         if not valid.any():
             break
-        found = run(params, keys_of(jnp.asarray(indices)), x["x"])
+        found = run(params, keys_of(jnp.asarray(indices)), batch_of)
         parts.append({k: np.asarray(v, np.float64)[valid] for k, v in found.items()})
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

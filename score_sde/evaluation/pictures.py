@@ -49,3 +49,15 @@ def write_bound_by_level(found: ByLevel, stem: Path, *, unit: str, step: int) ->
     value, error = found.values["bound"], found.errors["bound"]
     write_bytes(stem.with_suffix(".png"), plots.bound_by_level(found.log_snr, value, error, unit, title))
     return stem.with_suffix(".png")
+
+
+def write_accuracy_by_level(found: ByLevel, stem: Path, *, split: str, step: int) -> list[Path]:
+    """Write stem.npz and stem.png of `accuracy_by_level`.
+
+    Raises:
+        MissingExtra: matplotlib is not installed; the values are written all the same.
+    """
+    write_arrays(stem.with_suffix(".npz"), **found.arrays())
+    title = f"Accuracy by noise level: EMA weights at step {step}, {found.examples} {split} examples"
+    write_bytes(stem.with_suffix(".png"), plots.accuracy_by_level(found.log_snr, found.values, found.errors, title))
+    return [stem.with_suffix(".png")]

@@ -13,7 +13,7 @@ import numpy as np
 
 from score_sde.data import batches
 from score_sde.training.checkpoints import Checkpoints
-from score_sde.training.experiment import Experiment
+from score_sde.training.experiment import Task
 from score_sde.training.mesh import batch_sharding, data_mesh, replicated
 from score_sde.training.progress import EventFiles, MetricsFile, Progress
 from score_sde.training.state import State, adam, init_state, make_dispatch, make_step
@@ -99,13 +99,13 @@ class _Signals:
         self._restore()
 
 
-def initial_state(experiment: Experiment, options: TrainingOptions, seed: int) -> Callable[[], State]:
+def initial_state(experiment: Task, options: TrainingOptions, seed: int) -> Callable[[], State]:
     """A function that makes the state at step 0."""
     optimizer = _optimizer(options)
     return lambda: init_state(experiment.init, optimizer, seed)
 
 
-def abstract_state(experiment: Experiment, options: TrainingOptions, seed: int) -> State:
+def abstract_state(experiment: Task, options: TrainingOptions, seed: int) -> State:
     """Shapes of the state, replicated over the devices here: what a checkpoint is restored to."""
     shapes, sharding = jax.eval_shape(initial_state(experiment, options, seed)), replicated(data_mesh())
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
@@ -118,7 +118,7 @@ def _optimizer(options: TrainingOptions):
 
 
 def train(
-    experiment: Experiment,
+    experiment: Task,
     options: TrainingOptions,
     workdir: Path,
     *,
