@@ -103,7 +103,8 @@ def scales(scale: Scale) -> Array | PerSample | Callable:
 
 def scale_at(scale: Any, interval: NoiseInterval | None, neutral: float, x: State, t: Times) -> Times:
     """Each sample's scale at its time, `neutral` outside of the interval."""
-    value = (rows(scale(t), len(x)) if callable(scale) else rows(scale, len(x))).astype(x.dtype)
+    value = jnp.broadcast_to(scale(t), t.shape) if callable(scale) else rows(scale, len(x))
+    value = value.astype(x.dtype)
     return value if interval is None else jnp.where(interval(t), value, jnp.asarray(neutral, x.dtype))
 
 

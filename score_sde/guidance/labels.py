@@ -99,7 +99,7 @@ class ClassifierGuidance(Tilted):
 
     def evaluations(self, t):
         guided = jnp.any(self.scales(t, t) != 0)
-        return super().evaluations(t) + 2 * guided
+        return super().evaluations(t) + jnp.where(guided, 2, 0)
 
     def check_inputs(self, x):
         super().check_inputs(x)
@@ -184,7 +184,7 @@ class ClassifierFreeGuidance(Guided):
 
     def evaluations(self, t):
         scale = self.scales(t, t)
-        return super().evaluations(t) * (1 + jnp.any((scale != 0) & (scale != 1)))
+        return super().evaluations(t) * jnp.where(jnp.any((scale != 0) & (scale != 1)), 2, 1)
 
 
 def classifier_free_guidance(
@@ -288,4 +288,4 @@ def check_label_range(label: Array | PerSample, classes: Number | None) -> None:
 
 
 def _at_least_float32(x: Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
