@@ -1,13 +1,17 @@
 """The array conventions that every room shares.
 
 States are `(B, *event)`, times `(B,)`, keys `(B,)`: one per sample, so that sample i is the same number in a batch of
-1 and of 64.
+1 and of 64.  What else a score knows of each sample (its label, its measurement) is a `PerSample`.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
+
+from score_sde.trees import Frozen
 
 
 def expand(t: Float[Array, " b"], x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
@@ -54,3 +58,41 @@ def fold_in(keys: Key[Array, " b"], number: int | Array) -> Key[Array, " b"]:
 def normal(keys: Key[Array, " b"], like: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     """Standard normal noise of the shape and dtype of `like`, sample i from key i."""
     return jax.vmap(lambda key, x: jax.random.normal(key, x.shape, x.dtype))(keys, like)
+
+
+class PerSample(Frozen):
+    """Values (B, ...) of which each sample of a batch has its own, as a part of a score: see `of_sample`."""
+
+    values: Array
+
+
+def rows(value: Array | PerSample, batch: int) -> Array:
+    """A value for each sample: those of a `PerSample`, or the same one, (B, ...).
+
+    Raises:
+        ValueError: at tracing, where a `PerSample` is of another batch.
+    """
+    if not isinstance(value, PerSample):
+        return jnp.broadcast_to(value, (batch, *value.shape))
+    if value.values.shape[0] != batch:
+        raise ValueError(
+            f"expected values for a batch of {batch}, got {value.values.shape[0]}. Give each its own, or all one."
+        )
+    return value.values
+
+
+def of_sample(tree: Any, i: int | Array) -> Any:
+    """`tree` (a score) as sample i sees it, in a batch of its own: what solvers with a clock per sample evaluate."""
+    return _each(tree, lambda values: values[i][None])
+
+
+def repeated(tree: Any, times: int) -> Any:
+    """`tree` (a score) for a batch in which each sample stands `times` times in a row."""
+    return _each(tree, lambda values: jnp.repeat(values, times, axis=0))
+
+
+def _each(tree: Any, change: Any) -> Any:
+    def apply(node):
+        return PerSample(change(node.values)) if isinstance(node, PerSample) else node
+
+    return jax.tree.map(apply, tree, is_leaf=lambda node: isinstance(node, PerSample))

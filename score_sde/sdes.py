@@ -25,6 +25,7 @@ A process of your own is a subclass with two methods; fields are numbers, traced
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,17 @@ def evaluate(score: Score, x: Float[Array, "b ..."], t: Float[Array, " b"]) -> F
             f"got shape {jnp.shape(s)} and dtype {jnp.result_type(s)}."
         )
     return s
+
+
+def check_score(score: Score, shape: tuple[int, ...], dtype: Any = None) -> None:
+    """Let a score that knows more than its weights (labels, a measurement) refuse x of this shape before any solve.
+
+    Such a score defines `check_inputs(x)`, which raises ValueError; x has a shape and a dtype and no values.
+    """
+    x = jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(float) if dtype is None else dtype)
+    for part in jax.tree.leaves(score, is_leaf=lambda node: hasattr(node, "check_inputs")):
+        if hasattr(part, "check_inputs"):
+            part.check_inputs(x)
 
 
 def check_time(sde: AffineSDE, name: str, t: Number) -> None:

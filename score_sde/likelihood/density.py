@@ -22,10 +22,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from score_sde import trees
-from score_sde.arrays import sample_keys
+from score_sde.arrays import of_sample, sample_keys
 from score_sde.flow import single_sample, solve, split_norm
 from score_sde.likelihood.divergence import Divergence, Hutchinson
-from score_sde.sdes import AffineSDE, Score, check_time
+from score_sde.sdes import AffineSDE, Score, check_score, check_time
 from score_sde.trees import Frozen, Number, is_concrete
 
 
@@ -115,6 +115,7 @@ def log_prob(
     check_time(sde, "t_start", t_start)
     if is_concrete(x) and not np.isfinite(np.asarray(x)).all():
         raise ValueError("expected finite data, got nan or infinite values in x.")
+    check_score(score, x.shape, x.dtype)
     keys = sample_keys(key, x.shape[0])
     return _log_prob(
         keys,
@@ -137,30 +138,33 @@ def log_prob(
 def _log_prob(
     keys, sde, score, x, divergence, t_start, terminal_log_prob, rtol, atol, solver, first_step, max_steps, whole_batch
 ):
-    velocity = single_sample(lambda x, t: sde.flow_drift(score, x, t))
     probes = jax.vmap(divergence.draw)(keys, x)
     count = jax.eval_shape(lambda: divergence(lambda x: x, x[0], probes[0])[1]).shape
     options = {"rtol": rtol, "atol": atol, "solver": solver, "step": first_step, "max_steps": max_steps}
 
-    def field(t, x, probes):
+    def field(t, x, probes, i):
+        own = of_sample(score, i)
+        velocity = single_sample(lambda x, t: sde.flow_drift(own, x, t))
         return divergence(lambda x: velocity(x, t), x, probes)
 
-    def one(x, probes):
+    numbers = jnp.arange(x.shape[0])
+
+    def one(x, probes, i):
         start = (x, jnp.zeros(count, x.dtype))
         end, stats = solve(
-            lambda t, y: field(t, y[0], probes), start, t_start, sde.t_max, norm=split_norm, **options
+            lambda t, y: field(t, y[0], probes, i), start, t_start, sde.t_max, norm=split_norm, **options
         )  # fmt: skip
         return *end, stats.nfe, stats.converged
 
     if whole_batch:
         (z, integrals), stats = solve(
-            lambda t, y: jax.vmap(field, in_axes=(None, 0, 0))(t, y[0], probes),
+            lambda t, y: jax.vmap(field, in_axes=(None, 0, 0, 0))(t, y[0], probes, numbers),
             (x, jnp.zeros((x.shape[0], *count), x.dtype)), t_start, sde.t_max,
             norm=lambda error: jnp.max(jax.vmap(split_norm)(error)), **options,
         )  # fmt: skip
         nfe, converged = (jnp.full(x.shape[:1], v) for v in (stats.nfe, stats.converged))
     else:
-        z, integrals, nfe, converged = jax.vmap(one)(x, probes)
+        z, integrals, nfe, converged = jax.vmap(one)(x, probes, numbers)
     integral, standard_error = jnp.mean(integrals, axis=1), jax.vmap(divergence.standard_error)(integrals)
     end = sde.prior_log_prob if terminal_log_prob is None else terminal_log_prob
     converged = converged & jnp.isfinite(integral)

@@ -11,12 +11,12 @@ import numpy as np
 from jax import Array
 
 from score_sde import trees
-from score_sde.arrays import fold_in, sample_keys
+from score_sde.arrays import fold_in, of_sample, sample_keys
 from score_sde.flow import first_step, rms, single_sample, solve
 from score_sde.sampling import grids
 from score_sde.sampling.loop import PRIOR, check_shape, denoised, make_times, start_from_prior
 from score_sde.sampling.results import Samples
-from score_sde.sdes import AffineSDE, Score, check_time
+from score_sde.sdes import AffineSDE, Score, check_score, check_time
 from score_sde.trees import Number, is_concrete
 
 
@@ -52,6 +52,7 @@ def sample_adaptive(
     check_time(sde, "t_start", t_start)
     check_time(sde, "t_end", t_end)
     check_shape(x_init, shape)
+    check_score(score, shape, None if x_init is None else x_init.dtype)
     return _solve_flow(
         key, tuple(shape), sde, score, x_init, temperature, denoise, t_start, t_end, rtol, atol, solver, max_steps
     ).raise_if_bad()
@@ -61,10 +62,11 @@ def sample_adaptive(
 def _solve_flow(key, shape, sde, score, x, temperature, denoise, t_start, t_end, rtol, atol, solver, max_steps):
     if x is None:
         x = start_from_prior(sde, sample_keys(key, shape[0]), shape, t_start, temperature)
-    velocity = single_sample(lambda x, t: sde.flow_drift(score, x, t))
     step = first_step(sde, jnp.asarray(t_start, x.dtype), jnp.asarray(t_end, x.dtype))
 
-    def one(x):
+    def one(x, i):
+        own = of_sample(score, i)
+        velocity = single_sample(lambda x, t: sde.flow_drift(own, x, t))
         x, stats = solve(
             lambda t, x: velocity(x, t), x, t_start, t_end,
             rtol=rtol, atol=atol, norm=rms, step=step, solver=solver, max_steps=max_steps,
@@ -72,7 +74,7 @@ def _solve_flow(key, shape, sde, score, x, temperature, denoise, t_start, t_end,
         good = stats.converged & jnp.all(jnp.isfinite(x))
         return x, stats.nfe, jnp.where(good, -1, stats.steps), stats.steps
 
-    x, nfe, first_bad, steps = jax.vmap(one)(x)
+    x, nfe, first_bad, steps = jax.vmap(one)(x, jnp.arange(shape[0]))
     out = Samples(x, nfe, first_bad)
     return denoised(sde, score, out, jnp.asarray(t_end, x.dtype), steps) if denoise else out
 
@@ -116,6 +118,7 @@ def sample_sde(
     Raises: as `sample_adaptive`.
     """
     check_shape(x_init, shape)
+    check_score(score, shape, None if x_init is None else x_init.dtype)
     t_start = sde.t_max if t_start is None else t_start
     t_end = sde.t_sampling if t_end is None else t_end
     times = None
@@ -157,10 +160,12 @@ def _solve_sde(
     if x is None:
         x = start_from_prior(sde, keys, shape, t_start, temperature)
     start, length = (jnp.asarray(t, x.dtype) for t in (t_start, t_start - t_end))
-    drift = single_sample(lambda x, t: sde.reverse_drift(score, x, t))
 
     # In reversed time r = t_start - t, from 0 on: a Brownian tree wants its interval to rise.
-    def one(key, x):
+    def one(key, x, i):
+        own = of_sample(score, i)
+        drift = single_sample(lambda x, t: sde.reverse_drift(own, x, t))
+
         def field(r, y, _):
             return -drift(y.reshape(x.shape), start - r).ravel()
 
@@ -187,6 +192,6 @@ def _solve_sde(
         return end, taken * stages, jnp.where(good, -1, taken), taken
 
     # The path must not share draws with the starting point.
-    x, nfe, first_bad, taken = jax.vmap(one)(fold_in(keys, PRIOR - 1), x)
+    x, nfe, first_bad, taken = jax.vmap(one)(fold_in(keys, PRIOR - 1), x, jnp.arange(shape[0]))
     out = Samples(x, nfe, first_bad)
     return denoised(sde, score, out, jnp.asarray(t_end, x.dtype), taken) if denoise else out

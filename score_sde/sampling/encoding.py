@@ -17,7 +17,7 @@ from score_sde.sampling.loop import check_shape, make_times, solve_from
 from score_sde.sampling.multistep import UniPC
 from score_sde.sampling.results import Samples
 from score_sde.sampling.sampler import Sampler
-from score_sde.sdes import AffineSDE, Score, check_time
+from score_sde.sdes import AffineSDE, Score, check_score, check_time
 from score_sde.trees import Number
 
 
@@ -57,6 +57,7 @@ def encode(
     t_start = sde.t_sampling if t_start is None else t_start
     t_end = sde.t_max if t_end is None else t_end
     check_shape(x, x.shape)
+    check_score(score, x.shape, x.dtype)
     check_time(sde, "t_start", t_start)
     check_time(sde, "t_end", t_end)
     times = make_times(sde, grid, steps, t_end, t_start, x.dtype)[::-1]

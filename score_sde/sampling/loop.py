@@ -1,5 +1,6 @@
 """The one loop that runs every fixed-grid sampler, as a single compiled scan."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from score_sde.sampling import grids
 from score_sde.sampling.predictors import EulerMaruyama
 from score_sde.sampling.results import Samples, track_first_bad
 from score_sde.sampling.sampler import Sampler
-from score_sde.sdes import AffineSDE, Score, check_time, evaluate
+from score_sde.sdes import AffineSDE, Score, check_score, check_time, evaluate
 from score_sde.trees import Number, is_concrete
 
 PRIOR = 2**31 - 1  # folded into a sample's key for its starting point; rows fold in 0, 1, 2, ...
@@ -80,8 +81,9 @@ def sample(
     >>> abs(float(out.x.std()) - 0.5) < 0.05, int(out.nfe[0])
     (True, 15)
     """
-    check_shape(x_init, shape)
     dtype = None if x_init is None else x_init.dtype
+    check_shape(x_init, shape)
+    check_score(score, shape, dtype)
     times = make_times(sde, grid, steps, t_start, sde.t_sampling if t_end is None else t_end, dtype)
     if trajectory is not None and not 1 <= trajectory <= times.size - 1:
         raise ValueError(f"trajectory must be in 1..{times.size - 1}, the number of steps; got {trajectory}.")
@@ -166,7 +168,10 @@ def _solve(key, shape, sde, score, sampler, times, x, temperature, denoise, traj
         x = start_from_prior(sde, keys, shape, times[0], temperature)
     x, nfe, first_bad, states = march(sde, score, sampler, times, x, draw, trajectory, progress)
     out = Samples(x, jnp.full(x.shape[:1], nfe), first_bad, states)
-    return denoised(sde, score, out, times[-1], times.size - 1) if denoise else out
+    if not denoise:
+        return out
+    out = denoised(sde, score, out, times[-1], times.size - 1)
+    return dataclasses.replace(out, x=sampler.finish(out.x))
 
 
 def march(

@@ -87,6 +87,10 @@ class Sampler(Frozen):
         """What is remembered between rows, before the first."""
         return ()
 
+    def finish(self, x: State) -> State:
+        """The data x that denoising gives, as the sampler leaves them: for one that knows something of the data."""
+        return x
+
     @abstractmethod
     def advance(self, sde: AffineSDE, score: Score, x: State, memory: Any, row: Row, draw: Draw) -> tuple[State, Any]:
         """(x, memory) after a row; `row.t` and the rest are scalars here."""
