@@ -18,6 +18,7 @@ from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
 from score_sde.config.validation import batch_problems
 from score_sde.data import DataError, describe
+from score_sde.evaluation.guided import by_classifier, classifier_problems, most_evaluations, weaker_problems
 from score_sde.evaluation.levels import accuracy_by_level, bound_by_level, loss_by_level
 from score_sde.evaluation.likelihood import EvalOptions, LikelihoodReport, evaluate_likelihood, write_likelihood
 from score_sde.evaluation.pictures import (
@@ -38,9 +39,9 @@ from score_sde.training.progress import EventFiles, clock
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.
-FREE = ("sampling.", "eval.", "data.dir", "training.steps", "training.log_every", "training.checkpoint_every")
-FREE += ("training.snapshot_every", "training.max_bad_steps", "training.final_eval", "training.cpu_devices")
-FREE += ("training.tensorboard",)
+FREE = ("sampling.", "guidance.", "eval.", "data.dir", "training.steps", "training.log_every")
+FREE += ("training.checkpoint_every", "training.snapshot_every", "training.max_bad_steps", "training.final_eval")
+FREE += ("training.cpu_devices", "training.tensorboard")
 
 
 def _say(text: str) -> None:
@@ -250,23 +251,23 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     return 0
 
 
-def _restore(run: Run, workdir: Path) -> tuple[Any, int]:
-    """EMA weights and step of the newest good checkpoint.
+def _restore(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, int]:
+    """EMA weights and step of the newest good checkpoint, or of that of `step`.
 
     Raises:
         WorkdirError: there is none.
     """
-    found = _newest(run, workdir)
+    found = _newest(run, workdir, step)
     if found is None:
         raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
     return found
 
 
-def _newest(run: Run, workdir: Path) -> tuple[Any, int] | None:
+def _newest(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, int] | None:
     if not (workdir / "checkpoints").is_dir():
         return None
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
+        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed), step)
     return state and (state.ema, int(state.step))
 
 
@@ -366,16 +367,52 @@ def _unused(stem: Path) -> Path:
     return found
 
 
+def _guide(run: Run, workdir: Path) -> tuple[Any, Any] | None:
+    """(task, EMA weights) of the classifier or the weaker run that the guidance needs, or None.
+
+    Raises:
+        WorkdirError: there is no such run or checkpoint.
+        ConfigError: it does not go with this run.
+    """
+    how = run.sampling.guidance
+    if how.workdir is None and how.step is None:
+        return None
+    folder = Path(how.workdir or workdir)
+    if not (folder / "config.json").is_file():
+        raise WorkdirError(f"guidance.workdir: no run at {folder}: expected {folder / 'config.json'}.")
+    other = build(saved_config(str(folder / "config.json")))
+    if how.guide is by_classifier:
+        problems = classifier_problems(run.experiment, other.experiment, how.label)
+    else:
+        problems = weaker_problems(run.experiment, other.experiment)
+    if problems:
+        raise ConfigError(f"{folder} cannot guide this run: {'; '.join(problems)}.")
+    return other.experiment, _restore(other, folder, how.step)[0]
+
+
+def _networks(run: Run, params: Any, guide: tuple | None) -> int:
+    """The most networks that an evaluation of the score takes."""
+    sde, task_and_weights = run.experiment.sde, guide or (None, None)
+    score = run.sampling.guidance.score(run.experiment, params, task_and_weights)
+    return most_evaluations(score, jnp.linspace(sde.t_min, sde.t_max, 101))
+
+
 def sample_mode(workdir: Path, config: Any) -> int:
     """config.sampling.num_samples samples of the EMA weights, as an array and, where there is one, a picture."""
     run = prepare(config)
     if isinstance(run.experiment, Classification):
         raise ConfigError(f"{workdir} holds a classifier, which does not sample. Name a run that learned a score.")
     params, step = _restore(run, workdir)
+    guide = _guide(run, workdir)
     check_writable(workdir / "samples")
-    samples, nfe, states = generate(run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True)
+    samples, nfe, states = generate(
+        run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True, guide=guide
+    )
     stem = _unused(workdir / "samples" / f"sample_{step:08d}")
     written = write_samples(samples, run.experiment.levels, stem)
     written += [] if states is None else write_trajectory(run.experiment, states, stem)
-    print(f"{len(samples)} samples of step {step}, {nfe.mean():.4g} NFE: {', '.join(str(p) for p in written)}")
+    cost = f"{nfe.mean():.4g} NFE"
+    if (networks := _networks(run, params, guide)) > 1:
+        cost += f" of up to {networks} networks each"
+    print(f"{len(samples)} samples of step {step}, {cost}: {', '.join(str(p) for p in written)}")
     return 0

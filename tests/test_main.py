@@ -631,3 +631,34 @@ def test_a_classifier_is_trained_and_evaluated_by_noise_level_and_does_not_sampl
     assert "(100 examples)" in out
     line = refused(tmp_path, f"--workdir={workdir}", "--mode=sample")
     assert "holds a classifier, which does not sample" in line
+
+
+@pytest.mark.slow
+def test_samples_guided_to_a_class(config, tmp_path):
+    moons = [f"--config={config}", "--config.data.name=two_moons", "--config.training.batch_size=64"]
+    moons += ["--config.training.steps=60", "--config.training.final_eval=False"]
+    score, classifier = tmp_path / "score", tmp_path / "classifier"
+    succeed(*moons, f"--workdir={score}", "--config.model.features=(32,32)")
+    succeed(*moons, f"--workdir={classifier}", "--config.model.name=mlp_classifier", "--config.model.num_classes=2")
+    guided = [f"--workdir={score}", "--mode=sample", "--config.guidance.kind=classifier", "--config.sampling.label=0"]
+    guided += [f"--config.guidance.workdir={classifier}", "--config.sampling.num_samples=64"]
+    plain, _ = succeed(f"--workdir={score}", "--mode=sample")
+    out, _ = succeed(*guided, "--config.guidance.scale=3")
+    assert "of up to 3 networks each" in out and "networks" not in plain
+    heights = [samples_of(score, 60)[:, 1].mean()]
+    succeed(*guided, "--config.guidance.scale=3", "--config.sampling.label=1")
+    heights.append(samples_of(score, 60)[:, 1].mean())
+    assert heights[0] > heights[1] + 0.5  # the upper moon and the lower
+    for change, message in [
+        (["--config.sampling.label=2"], "it has classes 0..1, sampling.label is 2"),
+        ([f"--config.guidance.workdir={score}"], "it holds a score network, not a classifier"),
+        ([f"--config.guidance.workdir={tmp_path / 'none'}"], "guidance.workdir: no run at"),
+        (["--config.guidance.kind=classifier_free"], "needs a class-conditional network"),
+        (["--config.guidance.kind=autoguidance", "--config.guidance.step=7"], "needs a class-conditional network"),
+        (["--config.guidance.scale=nan"], "guidance.scale must be finite"),
+        (["--config.guidance.interval=(3.0,1.0)"], "guidance.interval must be two rising numbers"),
+        (["--config.guidance.kind=clasifier"], "Did you mean 'classifier'?"),
+    ]:
+        assert message in refused(tmp_path, *guided, *change)
+    unlabelled = [f"--workdir={score}", "--mode=sample", "--config.guidance.kind=autoguidance"]
+    assert "no checkpoint of step 7" in refused(tmp_path, *unlabelled, "--config.guidance.step=7")

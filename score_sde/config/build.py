@@ -1,6 +1,6 @@
 """From a config to the objects that it stands for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -15,7 +15,7 @@ from score_sde.training.loop import TrainingOptions
 from .datasets import DATASETS, data_set
 from .kinds import Builder
 from .names import BOUNDS, CLASSIFIERS, DIVERGENCES, MODELS, PREDICTIONS, SDES, SOLVERS, TIMES, WEIGHTINGS
-from .samplers import sampling_options
+from .samplers import guidance_options, sampling_options
 from .template import ConfigError, base_config, flatten, type_of
 from .validation import batch_problems, check_counts, check_numbers, check_sizes, wrong_types
 
@@ -66,6 +66,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         f"model.scale_by_sigma needs sde.name=ve, whose label is log sigma, got {c.sde.name!r}",
     )
     how_to_sample = sampling_options(make, c.sampling, sde, c.data.range)
+    how_to_sample = replace(how_to_sample, guidance=guidance_options(make, c))
     dataset = data_set(make, c.data)
     make.unused("sde", c.sde, ["name"])
     make.unused("model", c.model, ["name"])

@@ -8,10 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde import sampling, sdes
+from score_sde.evaluation import guided
+from score_sde.evaluation.guided import GuidanceOptions
 from score_sde.evaluation.samples import SamplingOptions
 
 from .kinds import Builder, settings
-from .names import CLIPS, CORRECTOR_KEYS, CORRECTORS, GRIDS, OTHER_SAMPLERS, SAMPLER_KEYS, SAMPLERS
+from .names import CLIPS, CORRECTOR_KEYS, CORRECTORS, GRIDS, GUIDES, OTHER_SAMPLERS, SAMPLER_KEYS, SAMPLERS
 from .presets import PRESETS
 from .template import ConfigError, base_config
 from .validation import did_you_mean
@@ -28,7 +30,7 @@ def use_preset(config: ConfigDict, name: str, keep: Iterable[str] = ()) -> None:
             f"sampling.preset must be one of {', '.join(PRESETS)}; got {name!r}.{did_you_mean(name, PRESETS)}"
         )
     values = {**base_config().sampling.to_dict(), **PRESETS[name][1], "preset": name}
-    for key in set(values) - {"num_samples", "batch_size", "seed", "trajectory"} - set(keep):
+    for key in set(values) - {"num_samples", "batch_size", "seed", "trajectory", "label"} - set(keep):
         config.sampling[key] = values[key]
 
 
@@ -43,7 +45,7 @@ def choose_sampler(config: ConfigDict, overrides: Iterable[str]) -> None:
     if "preset" in given and c.preset is not None:
         use_preset(config, c.preset, given)
     elif "sampler" in given:
-        settings = {key for key, value in base_config().sampling.items() if value is None} - {"t_end"}
+        settings = {key for key, value in base_config().sampling.items() if value is None} - {"t_end", "label"}
         for key in settings - given:
             c[key] = None
         if "corrector" not in given:
@@ -66,9 +68,11 @@ def describe_sampling() -> str:
         "grid": [(n, first_line(f), "  grid_rho=7.0" if n == "edm" else "") for n, f in GRIDS.items()],
         "preset": [(n, text, "") for n, (text, _) in PRESETS.items()],
     }
+    parts = {f"sampling.{key}": rows for key, rows in parts.items()}
+    parts["guidance.kind"] = [(n, first_line(f), "  scale=1.0  interval=LOW,HIGH") for n, f in GUIDES.items()]
     lines = []
     for key, rows in parts.items():
-        lines.append(f"--config.sampling.{key}=")
+        lines.append(f"--config.{key}=")
         for name, text, known in rows:
             lines.append(f"  {name:<23}{text}")
             lines += [f"  {'':<23}{known.strip()}"] if known else []
@@ -79,7 +83,7 @@ def sampling_options(make: Builder, c: ConfigDict, sde: sdes.AffineSDE | None, d
     """The sampling section.  Where it has problems, what is returned is of no use."""
     make.used["sampling"] = {
         "preset", "sampler", "steps", "grid", "corrector", "t_end", "temperature", "clip", "denoise", "num_samples",
-        "batch_size", "seed", "trajectory",
+        "batch_size", "seed", "trajectory", "label",
     }  # fmt: skip
     if sde is not None and c.t_end is not None:
         try:
@@ -121,3 +125,32 @@ def sampling_options(make: Builder, c: ConfigDict, sde: sdes.AffineSDE | None, d
         solve, steps = partial(sampling.sample, sampler=sampler, steps=c.steps, grid=grid, **common), c.steps
     make.unused("sampling", c, ["sampler", "corrector", "grid"])
     return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform, c.trajectory)
+
+
+def guidance_options(make: Builder, c: ConfigDict) -> GuidanceOptions:
+    """The guidance section and sampling.label.  Where it has problems, what is returned is of no use."""
+    g, label, classes = c.guidance, c.sampling.label, c.model.num_classes or 0
+    guide = make.choose("guidance.kind", {"none": None, **GUIDES}, g.kind)
+    make.check(label is None or label >= 0, f"sampling.label must be at least 0, got {label}")
+    make.check(
+        label is None or not classes or label < classes, f"sampling.label must be in 0..{classes - 1}, got {label}"
+    )
+    if guide is None or guide is guided.by_weaker:
+        make.check(
+            label is None or classes > 0,
+            "sampling.label needs a class-conditional network (model.num_classes) or guidance.kind=classifier",
+        )
+    else:
+        make.check(label is not None, f"guidance.kind={g.kind} needs sampling.label, the class to ask for")
+    if guide is guided.by_label:
+        make.check(classes > 0, "guidance.kind=classifier_free needs a class-conditional network (model.num_classes)")
+    other = [key for key in ("workdir", "step") if g[key] is not None]
+    if guide is guided.by_classifier:
+        make.check("workdir" in other, "guidance.kind=classifier needs guidance.workdir, of the classifier")
+    elif guide is guided.by_weaker:
+        make.check(bool(other), "guidance.kind=autoguidance needs guidance.step, a checkpoint, or guidance.workdir")
+    else:
+        make.check(not other, f"guidance.{', '.join(other)} is not a setting of guidance.kind={g.kind}")
+    good = g.interval is None or len(g.interval) == 2 and g.interval[0] < g.interval[1]
+    make.check(good, f"guidance.interval must be two rising numbers, of log-SNR, got {g.interval}")
+    return GuidanceOptions(guide, label, g.scale, g.interval, g.workdir, g.step)

@@ -55,7 +55,11 @@ def base_config() -> ConfigDict:
                 "rtol": placeholder(float), "atol": placeholder(float),
                 **section(CORRECTORS, "corrector", "none", CORRECTOR_KEYS), "corrector_first": placeholder(bool),
                 "temperature": 1.0, "clip": "none", "denoise": True, "trajectory": 0,
-                "num_samples": 64, "batch_size": 64, "seed": 0,
+                "num_samples": 64, "batch_size": 64, "seed": 0, "label": placeholder(int),
+            },
+            "guidance": {
+                "kind": "none", "scale": 1.0, "interval": placeholder(tuple), "workdir": placeholder(str),
+                "step": placeholder(int),
             },
             "eval": {
                 "split": "test", "batch_size": 64, "num_examples": placeholder(int),

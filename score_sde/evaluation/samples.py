@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.evaluation.guided import GuidanceOptions
 from score_sde.files import write_arrays, write_bytes
 from score_sde.plots import animation, picture, strip
 from score_sde.sampling import Samples
@@ -28,6 +29,7 @@ class SamplingOptions:
         options bound.
     steps: the number of steps where `solve` takes `progress=`, else None.
     transform: `transform(score, sde) -> score`, such as Clipped, or None.
+    guidance: whose score it is.
     trajectory: how many moments to keep from the noise to the sample, which `solve` must then take; 0 for none.
     """
 
@@ -37,6 +39,7 @@ class SamplingOptions:
     steps: int | None = None
     transform: Callable[[Score, AffineSDE], Score] | None = None
     trajectory: int = 0
+    guidance: GuidanceOptions = GuidanceOptions()
 
 
 class Generated(NamedTuple):
@@ -60,8 +63,10 @@ class _Watched:
 
 
 @lru_cache(maxsize=1)  # snapshots in a training ask again and again
-def _compiled(experiment: Experiment, options: SamplingOptions) -> tuple[Callable, _Watched]:
-    """`f(params, keys (B,)) -> (x, nfe, states)` on all devices, compiled once per B (a multiple of the device count).
+def _compiled(experiment: Experiment, options: SamplingOptions, task: Any = None) -> tuple[Callable, _Watched]:
+    """`f((params, those of the guide), keys (B,)) -> (x, nfe, states)` on all devices.
+
+    Compiled once per B, a multiple of the device count.  `task` is the guide's.
 
     states: (B, moments, *shape), the last of them x itself (which may be denoised); None where none are asked for.
     """
@@ -70,7 +75,8 @@ def _compiled(experiment: Experiment, options: SamplingOptions) -> tuple[Callabl
     report |= {"trajectory": options.trajectory - 1} if options.trajectory else {}
 
     def run(params, keys):
-        score = experiment.score(params)
+        own, others = params
+        score = options.guidance.score(experiment, own, (task, others))
         if options.transform is not None:
             score = options.transform(score, experiment.sde)
         out = options.solve(keys, experiment.sde, score, (keys.shape[0], *experiment.shape), **report)
@@ -81,13 +87,18 @@ def _compiled(experiment: Experiment, options: SamplingOptions) -> tuple[Callabl
     return per_device(data_mesh(), run), watched
 
 
-def generate(experiment: Experiment, params: Any, options: SamplingOptions, *, seed: int, progress: bool) -> Generated:
+def generate(
+    experiment: Experiment, params: Any, options: SamplingOptions, *, seed: int, progress: bool, guide: Any = None
+) -> Generated:
     """`num_samples` samples of the model, and the trajectories of as many of the first as a picture shows.
+
+    `guide` is what the guidance needs besides: (task, parameters) of a classifier or of a weaker state.
 
     Raises:
         FloatingPointError: a sample is not finite.
     """
-    run, watched = _compiled(experiment, options)
+    task, weights = guide or (None, None)
+    run, watched = _compiled(experiment, options, task)
     key = jax.random.key(seed)
     keys_of = jax.jit(jax.vmap(lambda i: jax.random.fold_in(key, i)))
     bar = Progress("sample", options.num_samples) if progress else None
@@ -97,7 +108,7 @@ def generate(experiment: Experiment, params: Any, options: SamplingOptions, *, s
         if bar and options.steps:
             watched.watch = _within_batch(bar, first, options)
         x, nfe, moments = run(
-            params, keys_of(jnp.arange(first, first + options.batch_size))
+            (params, weights), keys_of(jnp.arange(first, first + options.batch_size))
         )  # the surplus of the last is cut
         if not bool(jnp.all(jnp.isfinite(x))):
             raise FloatingPointError(

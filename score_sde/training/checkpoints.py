@@ -109,17 +109,20 @@ class Checkpoints:
         with self._disk():
             self._manager.wait_until_finished()
 
-    def restore(self, like: Any) -> Any | None:
-        """The newest undamaged state, shaped and sharded like `like`: arrays, or ShapeDtypeStructs with a sharding (the
-        run may have had other devices).  None if there is no save.
+    def restore(self, like: Any, step: int | None = None) -> Any | None:
+        """The newest undamaged state, or that of `step`, shaped and sharded like `like`: arrays, or ShapeDtypeStructs
+        with a sharding (the run may have had other devices).  None if there is no save.
 
         Damaged checkpoints newer than that are reported, and set aside as damaged-N.
 
         Raises:
-            WorkdirError: there are checkpoints and none can be read; they are left as they are.
+            WorkdirError: there are checkpoints and none can be read, or none is of `step`; they are left as they are.
         """
         failed: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        steps = [n for n in reversed(self.steps()) if step in (None, n)]
+        if step is not None and not steps:
+            raise WorkdirError(f"no checkpoint of step {step} in {self.path}; there are {self.steps()}.")
+        for step in steps:
             try:
                 state = self._restore(step, like)
             except Exception as error:  # Orbax raises many types on damage

@@ -17,6 +17,7 @@ from jax import Array
 
 from score_sde.arrays import expand
 from score_sde.data import Source
+from score_sde.guidance import ConditionalScore
 from score_sde.likelihood import dequantise, quantise
 from score_sde.objectives import denoising_score_matching
 from score_sde.objectives.times import TimeSampler
@@ -79,6 +80,10 @@ class Experiment(OnData):
         """The learned score(x, t), of data of every class; other parameters of the same shapes do not compile again."""
         network = Network(jax.tree_util.Partial(self._apply, params), self.sde, self.prediction)
         return PredictedScore(network, self.sde, self.prediction)
+
+    def conditional_score(self, params: dict) -> ConditionalScore:
+        """The learned score(x, t, label) of the data of a class, `num_classes` standing for all of them."""
+        return ConditionalScore(jax.tree_util.Partial(self._apply, params), self.sde, self.prediction)
 
     def loss(self, params: dict, batch: dict[str, Array], key: Array) -> Array:
         """The training loss of a batch of examples as the source gives them: a scalar."""
