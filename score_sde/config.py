@@ -203,13 +203,18 @@ def get_config(path: str) -> ConfigDict:
     Raises:
         ConfigError: the file is damaged.
     """
-    config = base_config()
     try:
-        _fill(config, json.loads(Path(path).read_text())["config"])
+        return from_json(Path(path).read_text())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is damaged: {str(error).strip(chr(34))!s:.200}. Restore it, or use another --workdir."
         ) from error
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config in the text of a config.json; many kinds of error where it is none."""
+    config = base_config()
+    _fill(config, json.loads(text)["config"])
     return config
 
 
@@ -413,7 +418,8 @@ def _data(make: _Builder, c: ConfigDict) -> DataSet | None:
     if c.name not in OWN_DATA:
         return _users_source(make, c.name, c.dir)
     found = len(make.problems)
-    make.check(c.dir is not None, f"data.dir must say where the {c.name} are, got None")
+    unseen = c.name == "images" and c.dir is None and c.size is not None  # which sampling does with
+    make.check(unseen or c.dir is not None, f"data.dir must say where the {c.name} are, got None")
     if c.name == "images":
         make.check(c.channels in (1, 3), f"data.channels must be 1 (grey) or 3 (RGB) for images, got {c.channels}")
         make.check(c.size is None or c.size >= 1, f"data.size must be at least 1, got {c.size}")
@@ -421,6 +427,8 @@ def _data(make: _Builder, c: ConfigDict) -> DataSet | None:
     make.check(good, f"data.levels must be in 2..65536, got {c.levels}")
     if len(make.problems) > found:
         return None
+    if unseen:
+        return _no_images, (c.size, c.size, c.channels), 256
     try:
         if c.name == "images":
             return cache(lambda split: data.images(split, c.dir, **settings)), data.image_shape(c.dir, **settings), 256
@@ -428,6 +436,10 @@ def _data(make: _Builder, c: ConfigDict) -> DataSet | None:
     except data.DataError as error:
         make.problems.append(str(error))
         return None
+
+
+def _no_images(split: str) -> data.Source:
+    raise data.DataError("data.dir must say where the images are, got None. Give --config.data.dir=FOLDER.")
 
 
 def _users_source(make: _Builder, name: str, directory: str | None) -> DataSet | None:

@@ -152,7 +152,8 @@ def _check_ends(run: Run) -> None:
             )
 
 
-def _save_config(workdir: Path, config: Any, overrides: dict) -> None:
+def save_config(workdir: Path, config: Any, overrides: dict) -> None:
+    """Write config.json, with the versions and devices that go with it."""
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
     path = workdir / "config.json"
     if path.is_file():
@@ -201,7 +202,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         there = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
         check_space(workdir, size * (KEEP + 1) - there)
-        _save_config(workdir, config, overrides)
+        save_config(workdir, config, overrides)
 
         def snapshot(step: int, state) -> bytes | None:
             how = dataclasses.replace(run.sampling, trajectory=0)
