@@ -114,7 +114,7 @@ def _torch_file(path: Path) -> Found:
     model = saved.get("model", saved) if isinstance(saved, dict) else None
     if not isinstance(model, dict) or not model or not all(isinstance(v, LazyTensor) for v in model.values()):
         raise WeightsError(
-            f"{path}: expected the dictionary of a score_sde_pytorch checkpoint (model, ema, step) or a state dict, got "
+            f"{path}: expected a score_sde_pytorch checkpoint (model, ema, step) or a state dict, got "
             f"{', '.join(map(str, saved))[:100] if isinstance(saved, dict) else type(saved).__name__}."
         )
     model = {str(name).removeprefix("module."): tensor for name, tensor in model.items()}

@@ -1,8 +1,8 @@
 """The U-Net as a list of its parts, in the order in which every published implementation creates them.
 
-A published file names its tensors after that order (`all_modules.17`, `ResnetBlockBigGANpp_8`) or after the place in the
-network (`down_blocks.1.resnets.0`).  `parts` walks through a `UNet` once and says both of each part, beside the name
-that Flax gives it here; `naming.py` turns that into names of tensors.
+A published file names its tensors after that order (`all_modules.17`, `ResnetBlockBigGANpp_8`) or after the place in
+the network (`down_blocks.1.resnets.0`).  `parts` walks through a `UNet` once and says both of each part, beside the
+name that Flax gives it here; `naming.py` turns that into names of tensors.
 """
 
 from collections import Counter
