@@ -39,6 +39,11 @@ class Reading(NamedTuple):
     slots: list
     weights: Matched
 
+    def averages(self) -> Matched:
+        """The moving averages, which are the weights themselves where there are none."""
+        same = self.found.ema is self.found.tensors
+        return self.weights if same else match(self.slots, self.found.ema, UNUSED)
+
 
 def read(path: Path, flags: list[str], *, prepared: bool) -> tuple[Reading, Run]:
     """Open the file and match it with the network of its config; `prepared` sets up devices too.
@@ -93,9 +98,7 @@ def import_run(path: Path, workdir: Path, flags: list[str]) -> int:
     reading, run = read(path, flags, prepared=True)
     found, config = reading.found, reading.config
     params = _whole(path, reading.weights)
-    ema = params
-    if found.ema is not found.tensors:
-        ema = _whole(path, match(reading.slots, found.ema, UNUSED))
+    ema = _whole(path, reading.averages())
     like = abstract_state(run.experiment, run.training, run.seed)
     with writing(workdir):
         workdir.parent.mkdir(parents=True, exist_ok=True)

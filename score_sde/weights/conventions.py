@@ -49,7 +49,12 @@ def config_of(found: Found, given: ConfigDict | None, sigma_max_given: bool = Fa
         except Exception as error:  # of a damaged text: many types
             raise WeightsError(f"the config in the header is damaged: {str(error)[:200]}. Give --config.") from error
     elif found.unet is not None:
-        config = _of_diffusers(found.unet, found.scheduler, sigma_max_given)
+        try:
+            config = _of_diffusers(found.unet, found.scheduler, sigma_max_given)
+        except WeightsError:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of another kind
+            raise WeightsError(f"the config of the {found.kind} makes no sense: {str(error)[:200]}.") from error
     else:
         name, file = PUBLISHED.get(count(found), ("no published network", "a config of your own"))
         raise WeightsError(

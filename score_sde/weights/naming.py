@@ -10,6 +10,7 @@ torch and flax are the two published Score-SDE code bases; theirs is "Score-SDE'
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +59,7 @@ class Matched(NamedTuple):
     misshapen: list[str]
 
 
+@lru_cache(maxsize=16)  # a second to trace
 def shapes(net: UNet, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """`{"ResBlock_0/Conv_0/kernel": (3, 3, 128, 128), ...}` of a network for images of `shape`; nothing is computed."""
     x, label = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from score_sde.weights.errors import WeightsError
-from score_sde.weights.pickles import LazyTensor, read_torch
+from score_sde.weights.pickles import LazyTensor, read_torch, reason
 from score_sde.weights.tensors import is_safetensors, read_safetensors
 
 CONFIG_KEY, STEP_KEY = "score_sde_config", "score_sde_step"  # in the header of our safetensors
@@ -156,7 +156,7 @@ def _flax_file(path: Path) -> Found:
     try:
         saved = serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # of damaged bytes: many types
-        raise WeightsError(f"{path} is damaged: {' '.join(str(error).split())[:200]}. Fetch it again.") from error
+        raise WeightsError(f"{path} is damaged, or of another format: {reason(error)}. Fetch it again.") from error
     target = saved.get("optimizer", {}) if isinstance(saved, dict) else {}
     target = target.get("target") if isinstance(target, dict) else None
     if not isinstance(target, dict) or not isinstance(saved.get("params_ema"), dict):

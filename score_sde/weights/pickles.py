@@ -122,8 +122,8 @@ class _Archive:
         try:
             raw = self._read(f"data/{storage.key}")
             numbers = np.frombuffer(raw, "<u2" if storage.dtype == "bfloat16" else storage.dtype)
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise WeightsError(f"{self.path} is damaged: {_reason(error)}. Fetch it again.") from error
+        except Exception as error:  # of a damaged archive: many types
+            raise WeightsError(f"{self.path} is damaged: {reason(error)}. Fetch it again.") from error
         if numbers.size < storage.numel:
             raise WeightsError(
                 f"{self.path} is damaged: data/{storage.key} has {numbers.size} of {storage.numel} numbers. Fetch it "
@@ -132,8 +132,8 @@ class _Archive:
         return numbers
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).strip("'\"").split())[:200] or type(error).__name__
+def reason(error: Exception) -> str:
+    return " ".join(str(error).strip("'\".").split())[:200] or type(error).__name__
 
 
 def read_torch(path: Path) -> Any:
@@ -147,4 +147,4 @@ def read_torch(path: Path) -> Any:
     except WeightsError:
         raise
     except Exception as error:  # of a damaged pickle: many types
-        raise WeightsError(f"{path} is damaged: {_reason(error)}. Fetch it again.") from error
+        raise WeightsError(f"{path} is damaged: {reason(error)}. Fetch it again.") from error

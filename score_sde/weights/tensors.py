@@ -7,7 +7,7 @@ import numpy as np
 
 from score_sde.files import write_bytes
 from score_sde.weights.errors import WeightsError
-from score_sde.weights.pickles import from_bfloat16
+from score_sde.weights.pickles import from_bfloat16, reason
 
 _DTYPES = {
     "F64": "<f8",
@@ -42,7 +42,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         found = deserialize(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {' '.join(str(error).split())[:200]}. Fetch it again.") from error
+        raise WeightsError(f"{path} is damaged: {reason(error)}. Fetch it again.") from error
     tensors = {}
     for name, entry in found:
         if entry["dtype"] not in _DTYPES:

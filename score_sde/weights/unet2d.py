@@ -1,9 +1,9 @@
 """`UNet2DModel` of diffusers and our `UNet`: the options of one in those of the other, or why there are none.
 
 Two kinds can be expressed both ways: that of DDPM (`DownBlock2D`, `AttnDownBlock2D` and their mirrors) and that of
-NCSN++ from 256 pixels on (`SkipDownBlock2D`, `AttnSkipDownBlock2D` and theirs).  A key that is absent has the value that
-today's diffusers takes for it, but for `attention_head_dim`: files of its first versions meant one head by leaving it
-out, which today is 8 channels a head.
+NCSN++ from 256 pixels on (`SkipDownBlock2D`, `AttnSkipDownBlock2D` and theirs).  A key that is absent has the value
+that today's diffusers takes for it, but for `attention_head_dim`: files of its first versions meant one head by leaving
+it out, which today is 8 channels a head.
 """
 
 from collections.abc import Mapping
@@ -96,8 +96,8 @@ def fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int, i
     groups = c["norm_num_groups"]
     if skip:
         need("in_channels", c["in_channels"] == 3, "to be 3 with skip blocks")
-        need("norm_num_groups", groups in (None, *_standard_groups(widths)), "to be null")
-        # its attention has 32 groups, and its blocks there min(a + b // 4, 32) of a + b channels; ours have channels // 4
+        need("norm_num_groups", groups is None, "to be null")
+        # its attention has 32 groups, its blocks there min(a + b // 4, 32) for a + b channels: ours have channels // 4
         wide = all(w >= 128 for w, name in zip(widths, downs, strict=True) if name == attn_down)
         need("block_out_channels", wide, "to be 128 or more wherever there is attention between skip blocks")
     else:
@@ -114,12 +114,6 @@ def cos_first(config: Mapping[str, Any]) -> bool:
     """Whether the positional embedding of a `UNet2DModel` is [cos | sin], where ours is [sin | cos]."""
     c = {**_DEFAULTS, **config}
     return c["time_embedding_type"] == "positional" and bool(c["flip_sin_to_cos"])
-
-
-def _standard_groups(widths: tuple[int, ...]) -> list[int]:
-    """The one count of groups that middle and end of a skip net would have anyway; none where they differ."""
-    both = {min(w // 4, 32) for w in (widths[-1], widths[0])}
-    return list(both) if len(both) == 1 else []
 
 
 def diffusers_config(net: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
