@@ -62,7 +62,7 @@ def agree(run, tensors_of, params):
             want = tensors_of(torch.tensor(x).permute(0, 3, 1, 2), torch.full((2,), label)).permute(0, 2, 3, 1).numpy()
         told = np.log(np.float32(label)) if tensors_of.fourier else label
         got = predict(run.experiment.network, params, x, told)
-        assert distance(got, want) < 1e-4, label  # measured: up to 4e-6
+        assert distance(got, want) < 1e-4, label  # measured: up to 6e-6
 
 
 def test_pth(case):
