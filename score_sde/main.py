@@ -35,6 +35,8 @@ flags:
                        all keys with their defaults
   --help               this text
 
+Published weights become runs by `python -m score_sde.weights import`; its --help says how.
+
 What a run leaves in its workdir:
   config.json          config, overrides, versions, devices
   metrics.jsonl        step, loss, gradient norm, images/s; one JSON object a line

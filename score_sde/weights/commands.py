@@ -23,11 +23,9 @@ from score_sde.training.loop import abstract_state, state_of
 from score_sde.weights.conventions import PUBLISHED, config_of, count
 from score_sde.weights.errors import WeightsError
 from score_sde.weights.naming import Matched, as_file, match, slots
-from score_sde.weights.opening import CONFIG_KEY, STEP_KEY, Found, open_weights
+from score_sde.weights.opening import CONFIG_KEY, STEP_KEY, UNUSED, Found, open_weights
 from score_sde.weights.tensors import write_safetensors
 from score_sde.weights.unet2d import cos_first, diffusers_config
-
-UNUSED = frozenset({"sigmas"})  # the table of noise levels that score_sde_pytorch saves with its networks
 
 
 class Reading(NamedTuple):

@@ -1,12 +1,13 @@
 """The config that goes with published weights: network, process, label, scaling of the data, and how to sample."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from score_sde.config import base_config, from_json, use_preset
 from score_sde.weights.errors import WeightsError
-from score_sde.weights.opening import Found, frozen
+from score_sde.weights.opening import UNUSED, Found
 from score_sde.weights.unet2d import fields
 
 # What a count of parameters says, and the configs that belong to it.
@@ -24,15 +25,7 @@ MORE_STEPS = 100_000  # of fine-tuning, unless the command line says otherwise
 
 def count(found: Found) -> int:
     """Parameters in the file, the frozen Fourier frequencies included."""
-    sizes = {name: _size(t.shape) for name, t in found.tensors.items() if not (frozen(name, t) and name == "sigmas")}
-    return sum(sizes.values())
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+    return sum(math.prod(tensor.shape) for name, tensor in found.tensors.items() if name not in UNUSED)
 
 
 def config_of(found: Found, given: ConfigDict | None, sigma_max_given: bool = False) -> ConfigDict:

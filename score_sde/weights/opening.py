@@ -13,6 +13,7 @@ from score_sde.weights.pickles import LazyTensor, read_torch, reason
 from score_sde.weights.tensors import is_safetensors, read_safetensors
 
 CONFIG_KEY, STEP_KEY = "score_sde_config", "score_sde_step"  # in the header of our safetensors
+UNUSED = frozenset({"sigmas"})  # the table of noise levels that score_sde_pytorch saves with its networks
 
 
 class Found(NamedTuple):
@@ -130,7 +131,7 @@ def _torch_file(path: Path) -> Found:
 
 def frozen(name: str, tensor: Any) -> bool:
     """Whether a tensor of Score-SDE's layout is never trained: the table of sigmas, the Fourier frequencies."""
-    return name == "sigmas" or name.endswith(".W") and len(tensor.shape) == 1
+    return name in UNUSED or name.endswith(".W") and len(tensor.shape) == 1
 
 
 def _by_position(path: Path, model: dict[str, LazyTensor], ema: Any) -> dict[str, LazyTensor]:

@@ -25,9 +25,9 @@ NETWORKS = {
         dict(fir_kernel=(1, 3, 3, 1), progressive="output_skip", progressive_input="input_skip", ch_mult=(1, 1, 2)),
     ),
     "concatenated, DDPM's blocks": (
-        dict(kind="ddpm", progressive="output_skip", progressive_input="input_skip", combine="cat"),
+        dict(kind="ddpm", progressive="output_skip", progressive_input="input_skip", combine="cat", ch_mult=(1, 1, 2)),
         dict(resblock_type="ddpm", progressive="output_skip", progressive_input="input_skip",
-             progressive_combine="cat"),
+             progressive_combine="cat", ch_mult=(1, 1, 2)),
     ),
     "DDPM": (
         dict(kind="ddpm", rescale=False, old_names=True, blocks=2),
