@@ -5,6 +5,7 @@ import os
 import warnings
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -157,7 +158,7 @@ def test_conventions_of_ddpm_travel(tmp_path):
     run, state = restored(tmp_path / "run")
     sde, limit = run.experiment.sde, np.exp(-np.cumsum(scheduler.betas.numpy()))  # of prod(1 - beta) for small beta
     assert type(sde).__name__ == "VP" and type(run.experiment.prediction).__name__ == "Noise"
-    t = np.array([0.1, 0.5, 1.0], np.float32)
+    t = jnp.array([0.1, 0.5, 1.0])
     np.testing.assert_allclose(np.asarray(sde.alpha(t)) ** 2, limit[[99, 499, 999]], rtol=0.01)
     np.testing.assert_allclose(sde.label(t), 999 * t, rtol=1e-6)
     assert run.experiment.data_range == (-1.0, 1.0) and int(state.step) == 0
