@@ -162,7 +162,8 @@ def _check_ends(run: Run) -> None:
             )
 
 
-def _save_config(workdir: Path, config: Any, overrides: dict) -> None:
+def save_config(workdir: Path, config: Any, overrides: dict) -> None:
+    """Write config.json, with the versions and devices that go with it."""
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
     path = workdir / "config.json"
     if path.is_file():
@@ -197,6 +198,9 @@ def _check_own(workdir: Path) -> None:
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
     """Train (or go on training) in `workdir`; 0, or 128 + the number of the signal that stopped it."""
     run = prepare(config)
+    if (workdir / ".lock").is_file():  # told first, since what is below takes a while
+        with locked(workdir):
+            pass
     if run.training.tensorboard:
         EventFiles.check()
     source = run.experiment.load("train")  # missing data are told before anything compiles
@@ -214,7 +218,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         there = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
         check_space(workdir, size * (KEEP + 1) - there)
-        _save_config(workdir, config, overrides)
+        save_config(workdir, config, overrides)
 
         def snapshot(step: int, state) -> bytes | None:
             if isinstance(run.experiment, Classification):
