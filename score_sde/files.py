@@ -92,6 +92,25 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def _take_lock(file: Any, directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read(20).strip() or "unknown"
+        raise WorkdirError(
+            f"{directory} is in use by a running trainer (process {holder}). Wait for it, or use another --workdir."
+        ) from None
+
+
+def check_unlocked(directory: Path) -> None:
+    """Raise WorkdirError if another process holds the lock of `directory`; nothing there is touched."""
+    path = Path(directory) / ".lock"
+    if path.is_file() and os.access(path, os.R_OK):
+        with open(path, errors="replace") as file:
+            _take_lock(file, directory)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory`/.lock; WorkdirError if another process does (the lock ends with its holder, however it ends)."""
@@ -102,14 +121,7 @@ def locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise WorkdirError(f"cannot write to the workdir {directory}: {error.strerror}. Choose another.") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read(20).strip() or "unknown"
-            raise WorkdirError(
-                f"{directory} is in use by a running trainer (process {holder}). Wait for it, or use another --workdir."
-            ) from None
+        _take_lock(file, directory)
         with writing(path):
             file.truncate(0)
             file.write(str(os.getpid()))

@@ -7,6 +7,7 @@ import runpy
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 HELP = """\
@@ -33,6 +34,8 @@ flags:
                        sections: seed sde model objective data training sampling eval; score_sde/config/template.py
                        lists all keys with their defaults
   --help               this text
+
+Published weights become runs by `python -m score_sde.weights import`; its --help says how.
 
 What a run leaves in its workdir:
   config.json          config, overrides, versions, devices
@@ -79,9 +82,13 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax is talkative, and what it raises is told below
+    return telling(lambda: dispatch(*parse(argv)))
+
+
+def telling(command: Callable[[], int]) -> int:
+    """The exit code of a command; a mistake of the user's becomes one line and the code 1."""
     try:
-        mode, workdir, config, overrides = parse(argv)
-        code = dispatch(mode, workdir, config, overrides)
+        code = command()
         sys.stdout.flush()  # a full disk shows here rather than at the very end
         return code
     except KeyboardInterrupt:
@@ -128,19 +135,12 @@ def parse(argv: list[str]):
         UsageError: unknown flag, mode or config key; a value of the wrong type; a config file that does not load.
         ConfigError: the config of the run in the workdir is damaged.
     """
-    from absl import flags
-    from ml_collections import config_flags
+    from score_sde.config import get_config
 
-    from score_sde.config import flatten, get_config
-    from score_sde.config.validation import did_you_mean
-
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
-    flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plot"], "what to do", flag_values=values)
-    argv, file = _take(argv, "config")
-    _, workdir = _take(argv, "workdir")
+    argv, file = take(argv, "config")
+    _, workdir = take(argv, "workdir")
     if file is not None:
-        config = _load(file)
+        config = load(file)
     elif workdir is None:
         raise UsageError("give --config=configs/NAME.py, or the --workdir of a run. See --help.")
     else:
@@ -148,6 +148,25 @@ def parse(argv: list[str]):
         if not saved.is_file():
             raise UsageError(f"no run at {workdir}: expected {saved}. Train one with --config=... --mode=train.")
         config = get_config(str(saved))
+    values, overrides = read_flags(argv, config)
+    return values.mode, Path(values.workdir or Path("runs") / Path(file).stem), values.config, overrides
+
+
+def read_flags(argv: list[str], config):
+    """(flag values, overrides of the config) of a command line; the overrides are applied to `config`.
+
+    Raises:
+        UsageError: unknown flag, mode or config key; a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from score_sde.config import flatten
+    from score_sde.config.validation import did_you_mean
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
+    flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plot"], "what to do", flag_values=values)
     for key in (word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")):
         first, _, name = key.partition(".")
         if first in ("config", "noconfig") and name not in flatten(config):
@@ -159,11 +178,10 @@ def parse(argv: list[str]):
         raise UsageError(str(error)) from error
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value. See --help.")
-    overrides = config_flags.get_override_values(values["config"])
-    return values.mode, Path(values.workdir or Path("runs") / Path(file).stem), values.config, overrides
+    return values, config_flags.get_override_values(values["config"])
 
 
-def _take(argv: list[str], name: str) -> tuple[list[str], str | None]:
+def take(argv: list[str], name: str) -> tuple[list[str], str | None]:
     """(argv without the flag, the flag's last value or None), for --name=value, --name value and one dash."""
     rest, value, words = [], None, iter(argv)
     for word in words:
@@ -177,7 +195,7 @@ def _take(argv: list[str], name: str) -> tuple[list[str], str | None]:
     return rest, value
 
 
-def _load(file: str):
+def load(file: str):
     """The config of a file, complete and locked."""
     from ml_collections import ConfigDict
 

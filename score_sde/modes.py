@@ -29,7 +29,7 @@ from score_sde.evaluation.pictures import (
 )
 from score_sde.evaluation.samples import generate, write_samples, write_trajectory
 from score_sde.extras import MissingExtra
-from score_sde.files import WorkdirError, check_space, check_writable, locked, write_json
+from score_sde.files import WorkdirError, check_space, check_unlocked, check_writable, locked, write_json
 from score_sde.plots import check_matplotlib
 from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.experiment import Classification
@@ -163,7 +163,8 @@ def _check_ends(run: Run) -> None:
             )
 
 
-def _save_config(workdir: Path, config: Any, overrides: dict) -> None:
+def save_config(workdir: Path, config: Any, overrides: dict) -> None:
+    """Write config.json, with the versions and devices that go with it."""
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
     path = workdir / "config.json"
     if path.is_file():
@@ -198,6 +199,7 @@ def _check_own(workdir: Path) -> None:
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
     """Train (or go on training) in `workdir`; 0, or 128 + the number of the signal that stopped it."""
     run = prepare(config)
+    check_unlocked(workdir)
     if run.training.tensorboard:
         EventFiles.check()
     source = run.experiment.load("train")  # missing data are told before anything compiles
@@ -215,7 +217,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         there = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
         check_space(workdir, size * (KEEP + 1) - there)
-        _save_config(workdir, config, overrides)
+        save_config(workdir, config, overrides)
 
         def snapshot(step: int, state) -> bytes | None:
             if isinstance(run.experiment, Classification):

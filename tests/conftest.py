@@ -8,6 +8,11 @@ PLATFORM = os.environ.get("SCORE_SDE_TEST_PLATFORM", "cpu")
 CPU_DEVICES = 4
 os.environ["JAX_PLATFORMS"] = PLATFORM
 os.environ["JAX_NUM_CPU_DEVICES"] = str(CPU_DEVICES)
+# Compiling is most of a test's time, and without optimisation takes half as long.  The slow tests, and `.ci/run` on the
+# newest Python, run what users run: SCORE_SDE_TEST_OPTIMIZED=1.
+OPTIMIZED = os.environ.get("SCORE_SDE_TEST_OPTIMIZED", "0") == "1"
+if not OPTIMIZED and PLATFORM == "cpu":
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -41,7 +46,7 @@ def room_of(path: Path) -> str:
 
 
 def pytest_report_header(config):
-    lines = [f"jax {jax.__version__} on {PLATFORM}"]
+    lines = [f"jax {jax.__version__} on {PLATFORM}, {'optimized' if OPTIMIZED else 'not optimized'} by XLA"]
     if not HAS_BEARTYPE:
         lines += [
             "*" * 78,

@@ -88,14 +88,14 @@ def test_a_shipped_config_builds_and_names_its_command(path, own_data):
 @each_file
 def test_a_config_comes_back_from_its_json(path, tmp_path):
     c = load(path)
-    modes._save_config(tmp_path, c, {})
+    modes.save_config(tmp_path, c, {})
     assert get_config(str(tmp_path / "config.json")).to_dict() == c.to_dict()  # == tells tuples from lists
 
 
 def test_everything_comes_back_from_json(tmp_path):
     c = toy(model__features=(3, 5), sde__beta_min=0.2, eval__num_examples=7, sampling__t_end=0.01)
     c.data.range, c.eval.gaussian = (0.0, 1.0), False
-    modes._save_config(tmp_path, c, {})
+    modes.save_config(tmp_path, c, {})
     back = get_config(str(tmp_path / "config.json"))
     assert back.model.features == (3, 5) and back.sde.beta_max is None
     assert {k: (type(v), v) for k, v in flatten(back).items()} == {k: (type(v), v) for k, v in flatten(c).items()}

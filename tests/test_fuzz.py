@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from score_sde import modes
 from score_sde.config import base_config, flatten
-from score_sde.main import _load, main
+from score_sde.main import load, main
 
 TINY = """
 from score_sde.config import base_config
@@ -115,7 +115,7 @@ def overrides(draw, values):
 
 
 def fuzz_overrides(seeds, tiny, folder, monkeypatch):
-    built, refusals, values = 0, 0, flatten(_load(str(tiny[0])))
+    built, refusals, values = 0, 0, flatten(load(str(tiny[0])))
     monkeypatch.setattr(modes, "train_mode", lambda workdir, config, *_, **__: (modes.prepare(config), 0)[1])
     for seed in seeds:
         flags = overrides(random.Random(seed), values)

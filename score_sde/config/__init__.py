@@ -17,4 +17,5 @@ from .samplers import use_preset as use_preset
 from .template import ConfigError as ConfigError
 from .template import base_config as base_config
 from .template import flatten as flatten
+from .template import from_json as from_json
 from .template import get_config as get_config

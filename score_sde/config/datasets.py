@@ -49,7 +49,8 @@ def data_set(make: Builder, c: ConfigDict) -> DataSet | None:
     if c.name not in OWN_DATA:
         return users_source(make, c.name, c.dir)
     found = len(make.problems)
-    make.check(c.dir is not None, f"data.dir must say where the {c.name} are, got None")
+    unseen = c.name == "images" and c.dir is None and c.size is not None  # which sampling does with
+    make.check(unseen or c.dir is not None, f"data.dir must say where the {c.name} are, got None")
     if c.name == "images":
         make.check(c.channels in (1, 3), f"data.channels must be 1 (grey) or 3 (RGB) for images, got {c.channels}")
         make.check(c.size is None or c.size >= 1, f"data.size must be at least 1, got {c.size}")
@@ -57,6 +58,8 @@ def data_set(make: Builder, c: ConfigDict) -> DataSet | None:
     make.check(good, f"data.levels must be in 2..65536, got {c.levels}")
     if len(make.problems) > found:
         return None
+    if unseen:
+        return _no_images, (c.size, c.size, c.channels), 256
     try:
         if c.name == "images":
             return cache(lambda split: data.images(split, c.dir, **settings)), data.image_shape(c.dir, **settings), 256
@@ -64,6 +67,10 @@ def data_set(make: Builder, c: ConfigDict) -> DataSet | None:
     except data.DataError as error:
         make.problems.append(str(error))
         return None
+
+
+def _no_images(split: str) -> data.Source:
+    raise data.DataError("data.dir must say where the images are, got None. Give --config.data.dir=FOLDER.")
 
 
 def users_source(make: Builder, name: str, directory: str | None) -> DataSet | None:

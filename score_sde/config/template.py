@@ -78,13 +78,18 @@ def get_config(path: str) -> ConfigDict:
     Raises:
         ConfigError: the file is damaged.
     """
-    config = base_config()
     try:
-        _fill(config, json.loads(Path(path).read_text())["config"])
+        return from_json(Path(path).read_text())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is damaged: {str(error).strip(chr(34))!s:.200}. Restore it, or use another --workdir."
         ) from error
+
+
+def from_json(text: str) -> ConfigDict:
+    """The config in the text of a config.json; many kinds of error where it is none."""
+    config = base_config()
+    _fill(config, json.loads(text)["config"])
     return config
 
 

@@ -116,7 +116,7 @@ def check_sizes(make: Problems, model: Any) -> bool:
         make.check(value is None or value >= least, f"model.{name} must be at least {least}, got {value}")
         make.check(value is None or value <= most, f"model.{name} must be at most {most}, got {value}")
     make.check(not model.augment_dim, f"model.augment_dim must be 0, got {model.augment_dim}: no training uses it yet")
-    for name in ("init_scale", "fourier_scale", "head_channels"):
+    for name in ("init_scale", "fourier_scale", "head_channels", "norm_groups", "norm_eps"):
         make.check(model[name] is None or model[name] >= 0, f"model.{name} must be at least 0, got {model[name]}")
     make.check(model.dropout is None or 0 <= model.dropout < 1, f"model.dropout must be in [0, 1), got {model.dropout}")
     return not any(problem.startswith("model.") for problem in make.problems)

@@ -13,6 +13,7 @@ Source: Song et al. 2021, "Score-Based Generative Modeling through Stochastic Di
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -67,21 +68,22 @@ def group_count(channels: int) -> int:
     return next((g for g in range(min(channels // 4, 32), 1, -1) if channels % g == 0), 1)
 
 
-def group_norm(channels: int, dtype: str = "float32") -> nn.GroupNorm:
-    """GroupNorm over `group_count(channels)` groups with the published epsilon; its statistics are float32."""
-    return nn.GroupNorm(group_count(channels), epsilon=1e-6, dtype=dtype)
+def group_norm(channels: int, dtype: str = "float32", groups: int = 0, eps: float = 1e-6) -> nn.GroupNorm:
+    """GroupNorm over `groups` groups, or `group_count(channels)`, as published; its statistics are float32."""
+    return nn.GroupNorm(groups or group_count(channels), epsilon=eps, dtype=dtype)
 
 
-def positional_embedding(label: Float[Array, " b"], features: int) -> Float[Array, "b f"]:
+def positional_embedding(label: Float[Array, " b"], features: int, endpoint: bool = True) -> Float[Array, "b f"]:
     """Sines and cosines of the label at fixed frequencies from 1 down to 1e-4.
 
     [sin(w_k label) | cos(w_k label)],  w_k = 10000^(-k / (h - 1)),  k = 0 ... h - 1,  h = features // 2;
     an odd number of features ends in a zero.  Made for labels that span about a thousand, such as 999 t.
 
-    Source: Ho et al. 2020, after Vaswani et al. 2017, section 3.5 (there the last frequency stops short of 1e-4).
+    Source: Ho et al. 2020, after Vaswani et al. 2017, section 3.5 (there, and without `endpoint`, the last frequency
+    stops short of 1e-4: k / h).
     """
     half = features // 2
-    frequencies = np.exp(-math.log(10000.0) / max(half - 1, 1) * np.arange(half)).astype(np.float32)
+    frequencies = np.exp(-math.log(10000.0) / max(half - endpoint, 1) * np.arange(half)).astype(np.float32)
     phase = label[:, None] * frequencies[None, :]
     embedding = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
@@ -106,7 +108,8 @@ class FourierEmbedding(nn.Module):
     @nn.compact
     def __call__(self, label: Float[Array, " b"]) -> Float[Array, "b f"]:
         w = self.param("W", nn.initializers.normal(self.scale), (self.frequencies,))
-        phase = 2.0 * math.pi * label[:, None] * jax.lax.stop_gradient(w)[None, :]
+        # in the published order: of phases of a thousand, rounding otherwise would change the fourth digit of the sine
+        phase = label[:, None] * jax.lax.stop_gradient(w)[None, :] * (2.0 * math.pi)
         return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
 
@@ -131,21 +134,24 @@ class ResBlock(nn.Module):
     resample: Callable | None = None
     scale_shift: bool = False
     dtype: str = "float32"
+    norm_groups: int = 0
+    norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"], *, train: bool = False
     ) -> Float[Array, "b h2 w2 {self.features}"]:
-        h = nn.swish(group_norm(x.shape[-1], self.dtype)(x))
+        norm = partial(group_norm, dtype=self.dtype, groups=self.norm_groups, eps=self.norm_eps)
+        h = nn.swish(norm(x.shape[-1])(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(self.features, dtype=self.dtype)(h)
         told = dense((1 + self.scale_shift) * self.features)(nn.swish(temb))[:, None, None, :].astype(h.dtype)
         if self.scale_shift:
             scale, shift = jnp.split(told, 2, axis=-1)
-            h = group_norm(self.features, self.dtype)(h) * (1 + scale) + shift
+            h = norm(self.features)(h) * (1 + scale) + shift
         else:
-            h = group_norm(self.features, self.dtype)(h + told)
+            h = norm(self.features)(h + told)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
         h = conv(self.features, init_scale=self.init_scale, dtype=self.dtype)(h)
         if self.resample is not None or x.shape[-1] != self.features:
@@ -166,6 +172,8 @@ class AttentionBlock(nn.Module):
     init_scale: float
     head_channels: int = 0
     dtype: str = "float32"
+    norm_groups: int = 0
+    norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -176,7 +184,7 @@ class AttentionBlock(nn.Module):
                 f"expected head_channels to divide the width of every level with attention, got {d} for width {c}. "
                 "Use a divisor, or 0 for one head."
             )
-        h = group_norm(c, self.dtype)(x).reshape(b, height * width, c)
+        h = group_norm(c, self.dtype, self.norm_groups, self.norm_eps)(x).reshape(b, height * width, c)
         heads = (b, height * width, c // d, d)
         q, k, v = (dense(c, init_scale=0.1, dtype=self.dtype)(h).reshape(heads) for _ in range(3))
         # not cuDNN's kernel, which has no forward mode: likelihoods need it

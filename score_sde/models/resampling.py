@@ -71,16 +71,18 @@ class Upsample(nn.Module):
 class Downsample(nn.Module):
     """A 3x3 convolution of stride 2, after the FIR filter if there is one.
 
-    Without one the only zeros are below and to the right, as published (Ho et al. 2020, code).
+    Without one the only zeros are below and to the right, as published (Ho et al. 2020, code), or all around the image
+    (`symmetric_padding`).
     """
 
     features: int
     fir_kernel: tuple[int, ...] = ()
     dtype: str = "float32"
+    symmetric_padding: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h//2 w//2 {self.features}"]:
-        k, padding = len(self.fir_kernel), ((0, 1), (0, 1))
+        k, padding = len(self.fir_kernel), ((int(self.symmetric_padding), 1),) * 2
         if k:
             x, padding = fir_filter(x, self.fir_kernel, ((k + 1) // 2, k // 2)), "VALID"
         return conv(self.features, stride=2, padding=padding, dtype=self.dtype)(x)

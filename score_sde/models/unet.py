@@ -67,6 +67,10 @@ class UNet(nn.Module):
     `num_classes` admits class labels below that number, beside a null label, and `augment_dim` real-valued labels that
     say how an image was augmented (Karras et al. 2022, appendix F.2).
 
+    Four fields are for networks that others have trained: `norm_groups` (0: min(channels // 4, 32)) and `norm_eps` of
+    every normalisation; `frequency_endpoint`, whether the positional frequencies reach 1e-4; `symmetric_padding` of the
+    convolutions of stride 2.
+
     `center_input` maps images in [0, 1] to [-1, 1] first.  `scale_by_sigma` divides the output by exp(label): the label
     has to be log sigma, which is that of VE and of no other process, and the output is then a score, of size 1/sigma.
 
@@ -100,6 +104,10 @@ class UNet(nn.Module):
     augment_dim: int = 0
     center_input: bool = False
     scale_by_sigma: bool = False
+    norm_groups: int = 0
+    norm_eps: float = 1e-6
+    frequency_endpoint: bool = True
+    symmetric_padding: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -128,9 +136,12 @@ class UNet(nn.Module):
         Raises: ValueError for shapes and options that do not fit together.
         """
         self._check(x.shape, label.shape, class_label, augment_label)
-        fir, common = self.fir_kernel, dict(skip_rescale=self.skip_rescale, init_scale=self.init_scale)
-        block = partial(ResBlock, dropout=self.dropout, scale_shift=self.scale_shift, dtype=self.dtype, **common)
-        attention = partial(AttentionBlock, head_channels=self.head_channels, dtype=self.dtype, **common)
+        fir, norms = self.fir_kernel, dict(norm_groups=self.norm_groups, norm_eps=self.norm_eps)
+        common = dict(skip_rescale=self.skip_rescale, init_scale=self.init_scale, dtype=self.dtype, **norms)
+        block = partial(ResBlock, dropout=self.dropout, scale_shift=self.scale_shift, **common)
+        attention = partial(AttentionBlock, head_channels=self.head_channels, **common)
+        shrink = partial(Downsample, fir_kernel=fir, dtype=self.dtype, symmetric_padding=self.symmetric_padding)
+        enlarge = partial(Upsample, fir_kernel=fir, dtype=self.dtype)
         levels = [
             (level, self.nf * mult, x.shape[1] >> level in self.attn_resolutions)
             for level, mult in enumerate(self.ch_mult)
@@ -146,17 +157,17 @@ class UNet(nn.Module):
         def residual(h: Array, width: int, resample: Callable | None = None) -> Array:
             return run(block(width, resample=resample), h, temb, train=train)
 
-        def change(h: Array, width: int, module: type, resample: Callable) -> Array:
+        def change(h: Array, width: int, module: Callable, resample: Callable) -> Array:
             resample = partial(resample, kernel=fir)
             if self.resblock_type == "biggan":
                 return residual(h, width, resample)
-            return module(width, fir, self.dtype)(h) if self.resamp_with_conv else resample(h)
+            return module(width)(h) if self.resamp_with_conv else resample(h)
 
         def merge(a: Array, b: Array) -> Array:
             return (a + b) * RESCALE if self.skip_rescale else a + b
 
         def last(h: Array, width: int, init_scale: float, dtype: str = "float32") -> Array:
-            h = nn.swish(group_norm(h.shape[-1], dtype)(h))
+            h = nn.swish(group_norm(h.shape[-1], dtype, self.norm_groups, self.norm_eps)(h))
             return conv(width, init_scale=init_scale, dtype=dtype)(h)
 
         image = x.astype(jnp.float32)
@@ -169,12 +180,12 @@ class UNet(nn.Module):
                 h = run(attention(), h) if attend else h
                 skips.append(h)
             if level < len(levels) - 1:
-                h = change(h, width, Downsample, downsample)
+                h = change(h, width, shrink, downsample)
                 if self.progressive_input == "input_skip":
                     image = downsample(image, fir)
                     h = Combine(self.progressive_combine, self.dtype)(image, h)
                 elif self.progressive_input == "residual":
-                    image = h = merge(Downsample(width, fir, self.dtype)(image), h)
+                    image = h = merge(shrink(width)(image), h)
                 skips.append(h)
 
         h = residual(h, width)  # the width of the lowest level
@@ -193,9 +204,9 @@ class UNet(nn.Module):
             elif self.progressive == "residual" and out is None:
                 out = last(h, width, 1.0, self.dtype)
             elif self.progressive == "residual":
-                out = h = merge(Upsample(width, fir, self.dtype)(out), h)
+                out = h = merge(enlarge(width)(out), h)
             if level > 0:
-                h = change(h, width, Upsample, upsample)
+                h = change(h, width, enlarge, upsample)
 
         if self.progressive != "output_skip":
             out = last(h, x.shape[-1], self.init_scale)
@@ -208,7 +219,7 @@ class UNet(nn.Module):
         if self.embedding_type == "fourier":
             temb = FourierEmbedding(self.nf, self.fourier_scale)(label)
         else:
-            temb = positional_embedding(label, self.nf)
+            temb = positional_embedding(label, self.nf, self.frequency_endpoint)
         if self.augment_dim:  # named, as are the classes: the automatic names below do not depend on them
             augment = jnp.zeros((len(label), self.augment_dim)) if augment_label is None else augment_label
             augment = augment.astype(jnp.float32)

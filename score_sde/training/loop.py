@@ -4,11 +4,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import batches
@@ -103,6 +104,12 @@ def initial_state(experiment: Task, options: TrainingOptions, seed: int) -> Call
     """A function that makes the state at step 0."""
     optimizer = _optimizer(options)
     return lambda: init_state(experiment.init, optimizer, seed)
+
+
+def state_of(params: dict, ema: dict, step: int, options: TrainingOptions, seed: int) -> State:
+    """The state of a run that goes on from given weights, with a fresh optimizer."""
+    state = init_state(lambda key: params, _optimizer(options), seed)
+    return replace(state, ema=ema, step=jnp.asarray(step, jnp.int32))
 
 
 def abstract_state(experiment: Task, options: TrainingOptions, seed: int) -> State:

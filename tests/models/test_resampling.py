@@ -105,6 +105,12 @@ def test_layers(layer, kernel, size):
     np.testing.assert_allclose(out, want, atol=1e-4)
 
 
+def test_zeros_on_all_sides():
+    x, params = images(2, 4, 6, 3), {"kernel": images(3, 3, 3, 4), "bias": images(4)}
+    out = Downsample(4, symmetric_padding=True).apply({"params": {"Conv_0": params}}, jnp.asarray(x))
+    np.testing.assert_allclose(out, convolved(surround(x, 1, 1), params, stride=2), atol=1e-4)
+
+
 def test_combine():
     image, x = images(1, 2, 3, 2), images(1, 2, 3, 4)
     params = {"Conv_0": {"kernel": images(1, 1, 2, 4), "bias": images(4)}}

@@ -15,6 +15,7 @@ from score_sde.models.blocks import (
     ResBlock,
     default_init,
     group_count,
+    group_norm,
     positional_embedding,
 )
 from score_sde.models.resampling import downsample, upsample
@@ -59,6 +60,25 @@ def test_published_parameter_counts():
     assert count(num_res_blocks=8) == 106_632_579  # DDPM++ deep
     # nf frozen frequencies, and twice as many features into a Dense(4 nf)
     assert count(embedding_type="fourier") == 61_804_419 + 128 + 128 * 512
+
+
+def test_norms_and_frequencies_of_other_networks():
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 6)).astype(np.float32)
+    params = {"scale": np.arange(6.0, dtype=np.float32), "bias": np.ones(6, np.float32)}
+    grouped = x.reshape(2, 12, 2, 3)  # 2 groups of 3 channels that follow one another
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    want = centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 0.5)
+    out = group_norm(6, groups=2, eps=0.5).apply({"params": params}, x)
+    np.testing.assert_allclose(out, want.reshape(x.shape) * params["scale"] + 1, atol=1e-5)
+    label = jnp.array([1.0])
+    for endpoint, last in ((True, 1e-4), (False, 1e-3)):  # of 4 frequencies: 10000^(-3/3), 10000^(-3/4)
+        assert float(positional_embedding(label, 8, endpoint)[0, 3]) == pytest.approx(last, rel=1e-4)
+
+
+def test_every_norm_has_the_epsilon():
+    net, x = UNet(**TINY, norm_eps=2.0**-10), images(3, 8, 8, 2)
+    program = str(jax.make_jaxpr(lambda p: net.apply({"params": p}, x, LABEL))(shapes_of(net, x, LABEL)))
+    assert program.count("0.0009765625") == program.count(" rsqrt ") > 10
 
 
 def test_embedding_width():

@@ -1,0 +1,115 @@
+"""The config that goes with published weights: network, process, label, scaling of the data, and how to sample."""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde.config import base_config, from_json, use_preset
+from score_sde.weights.errors import WeightsError
+from score_sde.weights.opening import UNUSED, Found
+from score_sde.weights.unet2d import fields
+
+# What a count of parameters says, and the configs that belong to it.
+PUBLISHED = {
+    61_804_419: ("DDPM++ on CIFAR-10", "configs/vp_cifar.py or configs/subvp_cifar.py"),
+    106_632_579: ("deep DDPM++ on CIFAR-10", "configs/vp_cifar_deep.py"),
+    62_758_915: ("NCSN++ on CIFAR-10", "configs/ve_cifar.py"),
+    107_587_075: ("deep NCSN++ on CIFAR-10", "configs/ve_cifar_deep.py"),
+    65_574_549: ("NCSN++ for 256x256 pixels", "a config of your own"),
+    105_785_896: ("NCSN++ for 1024x1024 pixels", "a config of your own"),
+    35_746_307: ("DDPM on CIFAR-10", "configs/ddpm_cifar.py"),
+}
+MORE_STEPS = 100_000  # of fine-tuning, unless the command line says otherwise
+
+
+def count(found: Found) -> int:
+    """Parameters in the file, the frozen Fourier frequencies included."""
+    return sum(math.prod(tensor.shape) for name, tensor in found.tensors.items() if name not in UNUSED)
+
+
+def config_of(found: Found, given: ConfigDict | None, sigma_max_given: bool = False) -> ConfigDict:
+    """The config of a file: the `given` one, else its own, else what diffusers' files say.
+
+    Raises:
+        WeightsError: the file does not say enough, or something that cannot be expressed.
+    """
+    if given is not None:
+        config = given
+    elif found.config is not None:
+        try:
+            config = from_json(found.config)
+        except Exception as error:  # of a damaged text: many types
+            raise WeightsError(f"the config in the header is damaged: {str(error)[:200]}. Give --config.") from error
+    elif found.unet is not None:
+        try:
+            config = _of_diffusers(found.unet, found.scheduler, sigma_max_given)
+        except WeightsError:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of another kind
+            raise WeightsError(f"the config of the {found.kind} makes no sense: {str(error)[:200]}.") from error
+    else:
+        name, file = PUBLISHED.get(count(found), ("no published network", "a config of your own"))
+        raise WeightsError(
+            f"a {found.kind} does not say its network and process: give --config=FILE.py. It has {count(found):,} "
+            f"parameters, as has {name}: {file}."
+        )
+    with config.unlocked():
+        if found.step:
+            config.training.steps = max(config.training.steps, found.step + MORE_STEPS)
+    return config
+
+
+def _of_diffusers(unet: dict, scheduler: dict | None, sigma_max_given: bool) -> ConfigDict:
+    model, (size, _, channels) = fields(unet)
+    c = base_config()
+    with c.unlocked():
+        for name, value in model.items():
+            c.model[name] = value
+        if (size, channels) == (32, 3):
+            c.data.name = "cifar10"
+        else:
+            c.data.name, c.data.size, c.data.channels = "images", size, channels
+        c.data.flip = True
+        if model["embedding_type"] == "fourier":
+            _ve(c, scheduler, sigma_max_given)
+        else:
+            _ddpm(c, scheduler)
+    return c
+
+
+def _ddpm(c: ConfigDict, scheduler: dict | None) -> None:
+    """DDPM's chain in continuous time: label 999 t, noise predicted, data in [-1, 1]."""
+    s = {
+        "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
+        "prediction_type": "epsilon", "variance_type": "fixed_small", "clip_sample": True, "trained_betas": None,
+        "timestep_spacing": None,
+    } | ({"variance_type": "fixed_large"} if scheduler is None else scheduler)  # fmt: skip
+    expected = dict(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon", trained_betas=None)
+    for key, value in expected.items():
+        if s[key] != value:
+            raise WeightsError(
+                f"scheduler_config.json: expected {key} {value!r}, got {s[key]!r}. Give --config=FILE.py."
+            )
+    c.sde.name, c.sde.beta_min, c.sde.beta_max = "vp", 1000 * s["beta_start"], 1000 * s["beta_end"]
+    c.objective.prediction, c.data.range = "noise", (-1.0, 1.0)
+    use_preset(c, "ddpm")
+    c.sampling.forward_variance = str(s["variance_type"]).startswith("fixed_large")
+    c.sampling.clip = "static" if s["clip_sample"] else "none"
+
+
+def _ve(c: ConfigDict, scheduler: dict | None, sigma_max_given: bool) -> None:
+    """VE with the label log sigma, the score predicted, data in [0, 1], predictor and corrector."""
+    s: dict[str, Any] = {"sigma_min": 0.01, "snr": 0.16, "correct_steps": 1, "sampling_eps": 1e-5} | (scheduler or {})
+    if "sigma_max" not in s and not sigma_max_given:
+        raise WeightsError(
+            "no scheduler_config.json says sigma_max of this VE network: give --config.sde.sigma_max (348 for "
+            "CelebA-HQ and FFHQ, 380 for LSUN church, 378 for bedroom, all of 256 pixels; 1348 for 1024)."
+        )
+    c.sde.name, c.sde.sigma_min, c.sde.sigma_max = "ve", float(s["sigma_min"]), float(s.get("sigma_max", 50.0))
+    c.objective.prediction, c.data.range, c.training.ema_rate = "score", (0.0, 1.0), 0.999
+    c.model.fourier_scale = 16.0
+    use_preset(c, "song_ve")
+    c.sampling.steps = int(s.get("num_train_timesteps", 2000))
+    c.sampling.snr, c.sampling.corrector_steps = float(s["snr"]), int(s["correct_steps"])
+    c.sampling.t_end = float(s["sampling_eps"])

@@ -1,0 +1,173 @@
+"""A file or folder of published weights, opened: which format it is, and what it says beside its tensors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import serialization, traverse_util
+
+from score_sde.weights.errors import WeightsError
+from score_sde.weights.pickles import LazyTensor, read_torch, reason
+from score_sde.weights.tensors import is_safetensors, read_safetensors
+
+CONFIG_KEY, STEP_KEY = "score_sde_config", "score_sde_step"  # in the header of our safetensors
+UNUSED = frozenset({"sigmas"})  # the table of noise levels that score_sde_pytorch saves with its networks
+
+
+class Found(NamedTuple):
+    """What a file holds.
+
+    layout: of `naming.LAYOUTS`; tensors, ema: by name (ema as tensors where there is none); step: of training;
+    config: ours, as JSON; unet, scheduler: config.json and scheduler_config.json of diffusers.
+    """
+
+    kind: str
+    layout: str
+    tensors: Mapping[str, Any]
+    ema: Mapping[str, Any]
+    step: int = 0
+    config: str | None = None
+    unet: dict | None = None
+    scheduler: dict | None = None
+
+
+def open_weights(path: Path) -> Found:
+    """What is at `path`.  Nothing in it is executed.
+
+    Raises:
+        WeightsError: there is nothing, it is damaged, or of a format that is not known here.
+    """
+    try:
+        if path.is_dir():
+            return _folder(path)
+        with open(path, "rb") as file:
+            head = file.read(16)
+        if head.startswith(b"PK\x03\x04"):
+            return _torch_file(path)
+        if is_safetensors(path):
+            return _safetensors(path)
+        if head[:1] and (0x82 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+            return _flax_file(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}. Give a file or folder of weights.") from error
+    hint = "Fetch it again, or give a .pth, .safetensors, checkpoint_N or a diffusers folder."
+    if head[:1] == b"\x80":
+        hint = "It is a bare pickle: open it with a torch you trust, and torch.save it again (torch 1.6 or newer)."
+    raise WeightsError(f"{path}: expected weights, got a file of another format, or the rest of a damaged one. {hint}")
+
+
+def _folder(path: Path) -> Found:
+    """A diffusers folder, or that of a pipeline with the network in unet/."""
+    unet = path / "unet" if (path / "unet").is_dir() else path
+    if not (unet / "config.json").is_file():
+        raise WeightsError(f"{path}: expected a diffusers folder, with config.json or unet/config.json, got neither.")
+    config = _json(unet / "config.json")
+    if "config" in config:
+        raise WeightsError(f"{path} is a workdir of score_sde. Use it with --workdir, or export it.")
+    scheduler = next((p for p in (path / "scheduler", path, path.parent / "scheduler") if _has_scheduler(p)), None)
+    stem = unet / "diffusion_pytorch_model"
+    if (file := stem.with_suffix(".safetensors")).is_file():
+        found = _safetensors(file)
+    elif (file := stem.with_suffix(".bin")).is_file():
+        found = _torch_file(file)
+    else:
+        raise WeightsError(f"{unet}: expected {stem.name}.safetensors or {stem.name}.bin beside config.json.")
+    return found._replace(
+        kind="diffusers folder", unet=config, scheduler=scheduler and _json(scheduler / "scheduler_config.json")
+    )
+
+
+def _has_scheduler(folder: Path) -> bool:
+    return (folder / "scheduler_config.json").is_file()
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is damaged: {str(error)[:200]}. Fetch it again.") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path} is damaged: expected an object, got {type(found).__name__}. Fetch it again.")
+    return found
+
+
+def _safetensors(path: Path) -> Found:
+    tensors, metadata = read_safetensors(path)
+    step = metadata.get(STEP_KEY, "0")
+    layout, config = _layout(path, tensors), metadata.get(CONFIG_KEY)
+    return Found("safetensors", layout, tensors, tensors, int(step) if step.isdecimal() else 0, config)
+
+
+def _layout(path: Path, tensors: Mapping[str, Any]) -> str:
+    marks = {"diffusers": "conv_in.", "torch": "all_modules.", "ours": "/"}
+    for layout, mark in marks.items():
+        if any(mark in name for name in tensors):
+            return layout
+    some = ", ".join(list(tensors)[:3]) or "none at all"
+    raise WeightsError(f"{path}: expected the tensors of a U-Net by Score-SDE, diffusers or score_sde, got {some}.")
+
+
+def _torch_file(path: Path) -> Found:
+    """A checkpoint of score_sde_pytorch, or a state dict."""
+    saved = read_torch(path)
+    model = saved.get("model", saved) if isinstance(saved, dict) else None
+    if not isinstance(model, dict) or not model or not all(isinstance(v, LazyTensor) for v in model.values()):
+        raise WeightsError(
+            f"{path}: expected a score_sde_pytorch checkpoint (model, ema, step) or a state dict, got "
+            f"{', '.join(map(str, saved))[:100] if isinstance(saved, dict) else type(saved).__name__}."
+        )
+    model = {str(name).removeprefix("module."): tensor for name, tensor in model.items()}
+    layout, ema, step = _layout(path, model), saved.get("ema"), saved.get("step", 0)
+    return Found(
+        "Score-SDE checkpoint of PyTorch" if layout == "torch" else "PyTorch state dict",
+        layout,
+        model,
+        model if ema is None else _by_position(path, model, ema),
+        step if type(step) is int and 0 <= step < 2**31 else 0,
+    )
+
+
+def frozen(name: str, tensor: Any) -> bool:
+    """Whether a tensor of Score-SDE's layout is never trained: the table of sigmas, the Fourier frequencies."""
+    return name in UNUSED or name.endswith(".W") and len(tensor.shape) == 1
+
+
+def _by_position(path: Path, model: dict[str, LazyTensor], ema: Any) -> dict[str, LazyTensor]:
+    """The moving averages by name: they are a list, in the order of the parameters that are trained."""
+    names = [name for name, tensor in model.items() if not frozen(name, tensor)]
+    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
+    if not isinstance(shadow, list) or not all(isinstance(v, LazyTensor) for v in shadow) or len(shadow) != len(names):
+        count = len(shadow) if isinstance(shadow, list) else "no list"
+        raise WeightsError(
+            f"{path}: expected {len(names)} averages in ema.shadow_params, one a parameter, got {count}."
+        )
+    for name, tensor in zip(names, shadow, strict=True):
+        if tensor.shape != model[name].shape:
+            raise WeightsError(
+                f"{path}: expected averages in the order of the parameters, got {tensor.shape} for {name} "
+                f"{model[name].shape}."
+            )
+    return model | dict(zip(names, shadow, strict=True))
+
+
+def _flax_file(path: Path) -> Found:
+    """A checkpoint of the published JAX code."""
+    try:
+        saved = serialization.msgpack_restore(path.read_bytes())
+    except Exception as error:  # of damaged bytes: many types
+        raise WeightsError(f"{path} is damaged, or of another format: {reason(error)}. Fetch it again.") from error
+    target = saved.get("optimizer", {}) if isinstance(saved, dict) else {}
+    target = target.get("target") if isinstance(target, dict) else None
+    if not isinstance(target, dict) or not isinstance(saved.get("params_ema"), dict):
+        raise WeightsError(f"{path}: expected a Score-SDE checkpoint with optimizer/target and params_ema in msgpack.")
+    tensors, ema = (_flat(path, tree.get("params", tree)) for tree in (target, saved["params_ema"]))
+    return Found("Score-SDE checkpoint of JAX", "flax", tensors, ema, int(np.asarray(saved.get("step", 0)).ravel()[0]))
+
+
+def _flat(path: Path, tree: dict) -> dict[str, np.ndarray]:
+    flat = traverse_util.flatten_dict(tree, sep=".")
+    if not flat or not all(isinstance(v, np.ndarray) for v in flat.values()):
+        raise WeightsError(f"{path}: expected arrays in its parameters, got something else. Fetch it again.")
+    return flat
