@@ -146,7 +146,7 @@ class SubsampledFourier(Operator):
     mask: Array
 
     def at(self, x):
-        waves = jnp.fft.fft2(x.astype(jnp.result_type(x, jnp.complex64)), axes=(0, 1), norm="ortho")
+        waves = jnp.fft.fft2(x, axes=(0, 1), norm="ortho")
         parts = jnp.stack([jnp.real(waves), jnp.imag(waves)], -1)
         return parts * self._known(parts)
 

@@ -11,7 +11,11 @@ from score_sde.arrays import expand
 
 SDE = ss.VP()
 at = trees.jit(lambda score, x, t: score(x, t))  # a score at given points, compiled
-MEANS, STDS, WEIGHTS = np.array([[-1.0, 0.5], [1.2, 0.0], [0.0, -1.5]]), np.array([0.4, 0.3, 0.5]), np.array([2.0, 1, 1])
+MEANS, STDS, WEIGHTS = (
+    np.array([[-1.0, 0.5], [1.2, 0.0], [0.0, -1.5]]),
+    np.array([0.4, 0.3, 0.5]),
+    np.array([2.0, 1, 1]),
+)
 
 
 def mixture() -> ss.GaussianMixture:
