@@ -25,6 +25,7 @@ def test_sdedit_is_a_draw_given_the_noised_data():
     assert out.nfe[0] == 100
 
 
+@pytest.mark.slow
 def test_sdedit_does_not_know_its_batch():
     keys = jax.random.split(jax.random.key(0), 64)
     x = SOURCE.sample(jax.random.key(1), 64)

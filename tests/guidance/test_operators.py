@@ -63,7 +63,7 @@ def test_what_they_measure(x64):
     x = jax.random.normal(jax.random.key(1), (2, *EVENT))
     mask, grey, pool, blur, fourier, matrix, _ = examples()
     np.testing.assert_allclose(mask(x), x * PATTERN[None, :, :, None])
-    np.testing.assert_allclose(grey(x)[..., 0], x @ np.array([0.299, 0.587, 0.114]))
+    np.testing.assert_allclose(grey(x)[..., 0], np.asarray(x) @ np.array([0.299, 0.587, 0.114]))
     np.testing.assert_allclose(pool(x)[:, 2, 1], x[:, 4:6, 2:4].mean((1, 2)))
     np.testing.assert_allclose(blur(x)[:, 2, 1], jnp.einsum("bhwc,hw->bc", x[:, 1:4, 0:3], blur.kernel))
     np.testing.assert_allclose(blur(jnp.ones((1, *EVENT))), 1.4 * np.ones((1, *EVENT)))  # its sum, at the border too

@@ -134,13 +134,12 @@ def test_guidance_is_not_the_tilted_law_and_particles_are():
     laws = ss.sample_smc(jax.random.key(1), SDE, guided(scale), (16, 1), particles=512, **run)
     weights, x = np.exp(np.asarray(laws.log_weights)) / 16, np.asarray(laws.x)[..., 0]
     ours = (weights * x).sum(), np.sqrt((weights * (x - mean) ** 2).sum())
-    print((mean, std), "ode", ode.mean(), ode.std(), "sde", noisy.mean(), noisy.std(), "smc", ours)
-    np.testing.assert_allclose(ours, (mean, std), atol=0.04)  # some 0.01 by chance
-    for draws in (ode, noisy):
-        assert abs(draws.mean() - mean) + abs(draws.std() - std) > 0.15
-    assert abs(ode.mean() - noisy.mean()) + abs(ode.std() - noisy.std()) > 0.1  # and each its own way
+    np.testing.assert_allclose(ours, (mean, std), atol=0.06)  # 0.02 by chance, 0.02 by steps
+    assert ode.mean() - mean > 0.6 and noisy.mean() - mean > 0.3  # measured 0.76 and 0.36: each its own way
+    assert ode.mean() - noisy.mean() > 0.3
 
 
+@pytest.mark.slow
 def test_laws_do_not_know_their_batch():
     y, keys = jnp.linspace(-2.0, 2.0, 64)[:, None], jax.random.split(jax.random.key(2), 64)
     run = dict(particles=8, steps=10, t_end=TO)
@@ -150,6 +149,7 @@ def test_laws_do_not_know_their_batch():
     np.testing.assert_allclose(one.log_evidence[0], every.log_evidence[5], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_other_measurements_do_not_compile_again():
     score = Counted(prior().score(SDE))
     run = dict(particles=4, steps=3)
@@ -163,12 +163,12 @@ def test_other_measurements_do_not_compile_again():
 
 def test_systematic_resampling_is_fair():
     """Each particle occurs floor or ceil of K times its share, and its share in the mean."""
-    share = jnp.array([0.05, 0.5, 0.15, 0.3])
-    uniform = (jnp.arange(1000) + 0.5) / 1000
-    found = np.asarray(systematic(uniform, jnp.broadcast_to(share, (1000, 4))))
+    share = np.array([0.05, 0.5, 0.15, 0.3])
+    uniform = jnp.array(((np.arange(1000) + 0.5) / 1000).tolist())
+    found = np.asarray(systematic(uniform, jnp.array([share.tolist()] * 1000)))
     counts = (found[:, :, None] == np.arange(4)).sum(1)
-    np.testing.assert_allclose(counts.mean(0), 4 * np.asarray(share), atol=2e-3)
-    assert np.all((counts == np.floor(4 * np.asarray(share))) | (counts == np.ceil(4 * np.asarray(share))))
+    np.testing.assert_allclose(counts.mean(0), 4 * share, atol=2e-3)
+    assert np.all((counts == np.floor(4 * share)) | (counts == np.ceil(4 * share)))
 
 
 def test_draws_are_by_weight():
@@ -179,9 +179,15 @@ def test_draws_are_by_weight():
     np.testing.assert_allclose(np.bincount(np.asarray(found[:, 0], int)) / 3000, [0.2, 0.5, 0.3], atol=0.05)
 
 
+@pytest.mark.slow
+def test_a_law_without_particles_is_reported():
+    with pytest.raises(FloatingPointError, match="weight 0 or nan"):  # no noise: every particle is impossible
+        ss.sample_smc(jax.random.key(0), SDE, measured(jnp.zeros((2, 1)), noise=0.0), (2, 2), particles=2, steps=2)
+
+
 def test_bad_requests_are_refused():
-    def refused(message, made, shape=(2, 2), error=ValueError, **options):
-        with pytest.raises(error, match=message):
+    def refused(message, made, shape=(2, 2), **options):
+        with pytest.raises(ValueError, match=message):
             ss.sample_smc(jax.random.key(0), SDE, made, shape, **options)
 
     y = jnp.zeros((2, 1))
@@ -190,4 +196,3 @@ def test_bad_requests_are_refused():
     refused("particles must be at least 1", measured(y), particles=0)
     refused("expected y for a batch of 3", measured(y), shape=(3, 2))
     refused("is for samples of shape", measured(y), shape=(2, 5))
-    refused("weight 0 or nan", measured(y, noise=0.0), particles=2, steps=2, error=FloatingPointError)

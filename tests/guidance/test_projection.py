@@ -45,8 +45,8 @@ def test_known_region_is_as_noisy_as_the_marginal_from_the_first_step():
 
 def test_denoising_leaves_no_noise_anywhere():
     """What is known is y itself; the rest is the posterior mean at its own state, E[x_0 | x_t]."""
-    kept = run(inpaint(), n=64, steps=20, t_end=0.1).x
-    clean = run(inpaint(), n=64, steps=20, t_end=0.1, denoise=True).x
+    out = run(inpaint(), n=64, steps=20, t_end=0.1, trajectory=1, denoise=True)
+    kept, clean = out.trajectory[-1], out.x
     t = jnp.full(64, 0.1)
     tweedie = (kept + SDE.sigma(t)[:, None] ** 2 * prior().score(SDE)(kept, t)) / SDE.alpha(t)[:, None]
     np.testing.assert_array_equal(clean[:, 0], KNOWN)
@@ -60,6 +60,7 @@ def error(sampler, **options):
     return abs(x.mean() - 0.8 * KNOWN), x.std() / 0.6
 
 
+@pytest.mark.slow
 def test_repaint_comes_nearer_than_projection():
     """Neither is exact; going back makes what is unknown agree with what is known."""
     once, often = error(inpaint()), error(inpaint(ss.RePaint, jump=5, repeats=10))
@@ -82,6 +83,7 @@ def test_colours_keep_their_grey(x64):
     np.testing.assert_allclose(pool(one), jnp.broadcast_to(small, (3, 1, 1, 3)), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ss.Projection, pytest.param(ss.RePaint, marks=pytest.mark.slow)])
 def test_samples_do_not_know_their_batch(kind):
     keys = jax.random.split(jax.random.key(1), 64)
