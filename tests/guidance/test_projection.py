@@ -34,13 +34,14 @@ def test_known_region_is_as_noisy_as_the_marginal_from_the_first_step():
         jax.debug.callback(lambda x, t: seen.append((np.asarray(x), float(t[0]))), x, t)
         return prior().score(SDE)(x, t)
 
-    ss.sample(jax.random.key(0), SDE, score, (4000, 2), sampler=inpaint(), steps=4)
+    x = jnp.zeros((4000, 2))  # a start that is far from any marginal: only what is known is put right
+    ss.sample(jax.random.key(0), SDE, score, x.shape, sampler=inpaint(), steps=4, x_init=x, t_start=0.6)
     jax.effects_barrier()
     for x, t in seen:  # the states at which the score is asked, the first is the start
         alpha, sigma = float(SDE.alpha(jnp.array(t))), float(SDE.sigma(jnp.array(t)))
         np.testing.assert_allclose(x[:, 0].mean(), alpha * KNOWN, atol=5 * sigma / np.sqrt(len(x)))
         np.testing.assert_allclose(x[:, 0].std(), sigma, rtol=5 / np.sqrt(2 * len(x)))
-    assert len(seen) == 4 and abs(np.corrcoef(seen[0][0].T)[0, 1]) < 0.1
+    assert len(seen) == 4 and (seen[0][0][:, 1] == 0).all()
 
 
 def test_denoising_leaves_no_noise_anywhere():
