@@ -42,7 +42,18 @@ def test_scale_is_linear_from_the_mixture_to_the_component(kind, x64):
     np.testing.assert_allclose(one[1::3], (s + 2 * (own - s))[1::3], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("classifier", marks=pytest.mark.slow), "free"])
+def test_a_scale_may_be_a_function_of_time_within_an_interval():
+    t = SDE.inverse_log_snr(jnp.array([-3.0, -1.0, 1.0, 3.0]))
+    guided = ss.classifier_free_guidance(
+        lambda x, t, label: jnp.zeros_like(x) + label.astype(x.dtype)[:, None],
+        0, lambda t: SDE.log_snr(t), num_classes=5, interval=ss.NoiseInterval(SDE, -2.0, 2.0),
+    )  # fmt: skip
+    scale = np.array([1.0, -1.0, 1.0, 1.0])  # outside of the interval the score of the label
+    np.testing.assert_allclose(at(guided, jnp.zeros((4, 1)), t)[:, 0], 5 * (1 - scale), atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_schedules_and_intervals_are_in_noise_level(kind, x64):
     x, t = states(12)
     log_snr = np.asarray(SDE.log_snr(t))

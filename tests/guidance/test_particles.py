@@ -107,6 +107,7 @@ def field(x, t, scale):
     return -0.5 * beta * (x + score + scale * (scores[1] - score))
 
 
+@pytest.mark.slow
 def test_ode_sampler_follows_the_guided_flow_at_any_scale(x64):
     """Against 4000 steps of the classical Runge-Kutta rule."""
     start, scale, h = np.linspace(-2.5, 2.5, 7), 3.0, (1 - TO) / 4000
@@ -124,6 +125,7 @@ def test_ode_sampler_follows_the_guided_flow_at_any_scale(x64):
     np.testing.assert_allclose(out.x[:, 0], x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_guidance_is_not_the_tilted_law_and_particles_are():
     """At scale 4 the tilted law has mean and deviation known by quadrature; the ODE and the SDE each miss it."""
     scale = 4.0
