@@ -66,7 +66,8 @@ WEIGHTINGS = instances(ss.weightings, Weighting)
 TIMES = instances(ss.times, TimeSampler)
 GRIDS = [grid for key, grid in vars(ss.grids).items() if inspect.isfunction(grid) and not key.startswith("_")]
 
-SAMPLER_CLASSES = [c for c in classes(ss, ss.Sampler) if c not in (ss.Sampler, ss.LinearSampler)]
+CONDITIONAL = (ss.Projection, ss.RePaint)  # samplers of other laws than the score's: tests/guidance
+SAMPLER_CLASSES = [c for c in classes(ss, ss.Sampler) if c not in (ss.Sampler, ss.LinearSampler, *CONDITIONAL)]
 PREDICTOR_CORRECTORS = [
     ss.PredictorCorrector(ss.ReverseDiffusion(), ss.AnnealedLangevin()),
     ss.PredictorCorrector(ss.EulerMaruyama(), ss.Langevin(), corrector_first=True),

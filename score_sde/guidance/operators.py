@@ -146,7 +146,7 @@ class SubsampledFourier(Operator):
     mask: Array
 
     def at(self, x):
-        waves = jnp.fft.fft2(x.astype(jnp.result_type(x, jnp.complex64)), axes=(0, 1), norm="ortho")
+        waves = jnp.fft.fft2(x, axes=(0, 1), norm="ortho")
         parts = jnp.stack([jnp.real(waves), jnp.imag(waves)], -1)
         return parts * self._known(parts)
 
@@ -203,6 +203,6 @@ def random_projection(key: Array, event: tuple[int, ...], rows: int) -> Matrix:
 
 def gaussian_kernel(std: float, radius: int) -> Array:
     """A Gaussian of this standard deviation in pixels, (2 radius + 1) squared, of sum 1, for `Blur`."""
-    line = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1) / std))
+    line = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1.0) / std))
     kernel = line[:, None] * line[None, :]
     return kernel / kernel.sum()

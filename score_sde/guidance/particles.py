@@ -172,7 +172,7 @@ def systematic(uniform: Float[Array, " b"], share: Float[Array, "b k"]) -> Int[A
     Source: Kitagawa (1996).
     """
     count = share.shape[1]
-    points = (jnp.arange(count)[None] + uniform[:, None]) / count
+    points = (jnp.arange(count, dtype=share.dtype)[None] + uniform[:, None]) / count
     sums = jnp.cumsum(share, axis=1)
     found = jax.vmap(lambda s, p: jnp.searchsorted(s, p, side="right"))(sums / sums[:, -1:], points)
     return jnp.minimum(found, count - 1)

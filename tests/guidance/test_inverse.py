@@ -42,7 +42,7 @@ def posterior_score(sde, covariance, y, noise, x, t):
 
 
 @pytest.mark.parametrize(
-    "sde, noise", [(SDE, 0.4), *((sde, 0.0) for sde in OTHERS)], ids=lambda v: f"{type(v).__name__}"
+    "sde, noise", [(SDE, 0.4), *(pytest.param(sde, 0.0, marks=pytest.mark.slow) for sde in OTHERS)]
 )
 def test_exact_methods_give_the_posterior_score(sde, noise, x64):
     t = sde.inverse_log_snr(jnp.array([-3.0, -1.0, 0.5, 2.0, 5.0]))
@@ -58,6 +58,7 @@ def test_exact_methods_give_the_posterior_score(sde, noise, x64):
     assert np.abs(at(wrong, x, t) - at(guided, x, t)).max() > 1e-3  # the variance matters
 
 
+@pytest.mark.slow
 def test_density_is_the_posteriors():
     """A measurement for each sample goes through the likelihood's solver, which has a clock for each."""
     y, x = measurements(2)[1], prior().sample(jax.random.key(5), 2)
@@ -71,7 +72,9 @@ def test_density_is_the_posteriors():
         assert abs(prior().marginal(FAR, 1e-3).log_prob(x[i : i + 1])[0] - exact) > 0.2
 
 
-@pytest.mark.parametrize("method", ["dps", pytest.param("pigdm", marks=pytest.mark.slow), "moment_matching"])
+@pytest.mark.parametrize(
+    "method", ["dps", *(pytest.param(m, marks=pytest.mark.slow) for m in ("pigdm", "moment_matching"))]
+)
 def test_samples_do_not_know_their_batch(method):
     """The norm of a residual over the batch is the classic defect of DPS code."""
     y = measurements(64)[1]
@@ -87,7 +90,7 @@ def test_samples_do_not_know_their_batch(method):
     all_ = ss.sample(keys, SDE, make(y), (64, 3), **run).x
     for i in (0, 40):
         one = ss.sample(keys[i : i + 1], SDE, make(y[i : i + 1]), (1, 3), **run).x
-        np.testing.assert_allclose(one[0], all_[i], atol=2e-5)
+        np.testing.assert_allclose(one[0], all_[i], rtol=1e-4, atol=1e-4)  # rounding, carried on by 40 steps
 
 
 def test_published_dps_step_moves_by_its_length(x64):
@@ -127,6 +130,7 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TABLE)
 def test_bias_is_as_documented(method, x64):
     """By the probability flow, which is affine here: its mean and covariance without sampling error."""
@@ -173,6 +177,7 @@ def test_moment_matching_is_calibrated():
     assert max(calibration(lambda y: ss.moment_matching(score, SDE, operator(), y, 0.4, iterations=2), 0.4)) < LIMIT
 
 
+@pytest.mark.slow
 def test_dps_is_not_calibrated():
     score = prior().score(SDE)
     assert max(calibration(lambda y: ss.dps(score, SDE, operator(), y, 0.4), 0.4)) > 2 * LIMIT

@@ -14,6 +14,7 @@ def exact_score():  # in the precision of the test
 
 
 KINDS = ["classifier", "free"]
+SLOWLY = ["classifier", pytest.param("free", marks=pytest.mark.slow)]
 
 
 def guide(kind, label, scale=1.0, **options):
@@ -32,14 +33,26 @@ def test_scale_is_linear_from_the_mixture_to_the_component(kind, x64):
     """s + w (s_c - s) with the exact score s_c of the class; each sample has its own label and scale."""
     x, t = states(12)
     label, scale = jnp.arange(12) % 3, jnp.linspace(0.0, 3.0, 12).at[5].set(1.0)
-    s = exact_score()(x, t)
-    own = jnp.stack([component(int(k)).score(SDE)(x[i : i + 1], t[i : i + 1])[0] for i, k in enumerate(label)])
+    s = at(exact_score(), x, t)
+    alpha, sigma = (np.asarray(v)[:, None] for v in (SDE.alpha(t), SDE.sigma(t)))
+    own = (alpha * MEANS[label] - x) / ((alpha * STDS[label][:, None]) ** 2 + sigma**2)
     expected = s + scale[:, None] * (own - s)
     np.testing.assert_allclose(at(guide(kind, label, scale), x, t), expected, rtol=1e-9, atol=1e-9)
     one = at(guide(kind, 1, 2.0), x, t)  # one for all
     np.testing.assert_allclose(one[1::3], (s + 2 * (own - s))[1::3], rtol=1e-9, atol=1e-9)
 
 
+def test_a_scale_may_be_a_function_of_time_within_an_interval():
+    t = SDE.inverse_log_snr(jnp.array([-3.0, -1.0, 1.0, 3.0]))
+    guided = ss.classifier_free_guidance(
+        lambda x, t, label: jnp.zeros_like(x) + label.astype(x.dtype)[:, None],
+        0, lambda t: SDE.log_snr(t), num_classes=5, interval=ss.NoiseInterval(SDE, -2.0, 2.0),
+    )  # fmt: skip
+    scale = np.array([1.0, -1.0, 1.0, 1.0])  # outside of the interval the score of the label
+    np.testing.assert_allclose(at(guided, jnp.zeros((4, 1)), t)[:, 0], 5 * (1 - scale), atol=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_schedules_and_intervals_are_in_noise_level(kind, x64):
     x, t = states(12)
@@ -62,7 +75,7 @@ def within(draws, mean, covariance):
     assert np.all(np.abs(spread - covariance) < 5 * np.sqrt(2 / n) * np.diag(covariance).max())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SLOWLY)
 def test_samples_at_scale_one_follow_the_conditional_law(kind):
     n = 3000
     label = jnp.arange(n) % 3
@@ -87,9 +100,7 @@ def energy(a, b):
     return 2 * mean(a, b) - mean(a, a) - mean(b, b)
 
 
-SLOWLY = ["classifier", pytest.param("free", marks=pytest.mark.slow)]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SLOWLY)
 def test_labels_per_sample_go_through_solvers_with_a_clock_for_each(kind):
     """Likelihoods of the asked components, each sample's own."""
@@ -143,24 +154,26 @@ def test_networks_run_only_where_a_scale_asks_for_them():
     late, early = 0.05, 0.9
     interval = ss.NoiseInterval(SDE, 0.0, 10.0)  # late times only
 
-    def free(scale, **options):
-        return lambda: ss.classifier_free_guidance(Counted(Labelled()), 1, scale, num_classes=3, **options)
+    def plain(x, *args):
+        return -x
 
-    for scale in (0.0, 1.0, jnp.array([0.0, 1.0, 1.0, 0.0])):
-        assert networks_run(free(scale), late) == ([[4]], [1] * 4)
+    def free(scale, **options):
+        return lambda: ss.classifier_free_guidance(Counted(plain), 1, scale, num_classes=3, **options)
+
+    assert networks_run(free(jnp.array([0.0, 1.0, 1.0, 0.0])), late) == ([[4]], [1] * 4)
     assert networks_run(free(jnp.array([0.0, 1.0, 1.5, 0.0])), late) == ([[8]], [2] * 4)
     assert networks_run(free(2.0, interval=interval), late) == ([[8]], [2] * 4)
     assert networks_run(free(2.0, interval=interval), early) == ([[4]], [1] * 4)
 
     def auto(scale):
-        return lambda: ss.autoguidance(Counted(exact_score()), Counted(component(0).score(SDE)), scale)
+        return lambda: ss.autoguidance(Counted(plain), Counted(plain), scale)
 
     assert networks_run(auto(1.0), late) == ([[4], []], [1] * 4)
     assert networks_run(auto(0.0), late) == ([[], [4]], [1] * 4)
     assert networks_run(auto(2.0), late) == ([[4], [4]], [2] * 4)
 
     def classifier(scale):
-        return lambda: ss.classifier_guidance(Counted(exact_score()), Counted(Classifier()), 1, scale)
+        return lambda: ss.classifier_guidance(Counted(plain), Counted(plain), 1, scale)
 
     assert networks_run(classifier(0.0), late) == ([[4], []], [1] * 4)
     assert networks_run(classifier(1.0), late) == ([[4], [4]], [3] * 4)
@@ -168,18 +181,22 @@ def test_networks_run_only_where_a_scale_asks_for_them():
 
 def test_one_network_runs_under_a_mapped_clock_too():
     """sample_adaptive maps over samples, whose scales then differ: still one branch for all of them."""
-    network = Counted(Labelled())
+    network = Counted(lambda x, t, label: -0.25 * x * label.astype(x.dtype)[:, None])
     guided = ss.classifier_free_guidance(network, jnp.arange(3), jnp.array([0.0, 1.0, 1.0]), num_classes=3)
-    out = ss.sample_adaptive(jax.random.key(0), SDE, guided, (3, 2), rtol=1e-2, atol=1e-2)
+    out = ss.sample_adaptive(jax.random.key(0), SDE, guided, (3, 2), x_init=jnp.ones((3, 2)))
     sizes = network.counted()
     assert set(sizes) == {1} and len(sizes) >= out.nfe.max()
+    # dx/dt = beta/2 (c/4 - 1) x with c = 3 (no label), 1, 2
+    growth = float(SDE.log_alpha(jnp.array(SDE.t_sampling)) - SDE.log_alpha(jnp.array(SDE.t_max)))
+    np.testing.assert_allclose(out.x[:, 0], np.exp(growth * (1 - np.array([3, 1, 2]) / 4)), rtol=1e-2)
 
 
 def test_autoguidance_extrapolates_from_the_weak_score(x64):
     x, t = states(6)
-    weak, scale = component(0).score(SDE), jnp.linspace(0.0, 3.0, 6)
-    guided = at(ss.autoguidance(exact_score(), weak, scale), x, t)
-    expected = weak(x, t) + scale[:, None] * (exact_score()(x, t) - weak(x, t))
+    scale = jnp.linspace(0.0, 3.0, 6)
+    guided = at(ss.autoguidance(lambda x, t: -x * t[:, None], lambda x, t: jnp.sin(x), scale), x, t)
+    weak, strong = np.sin(x), -np.asarray(x * t[:, None])
+    expected = weak + np.asarray(scale)[:, None] * (strong - weak)
     np.testing.assert_allclose(guided, expected, rtol=1e-12, atol=1e-12)
 
 
