@@ -71,7 +71,6 @@ def load_weights(path: Path) -> dict:
 def training_step(run, options) -> tuple:
     """(state, dispatch, sharding) of a config's `run`: a fresh state, the step as training calls it, `dispatch(state,
     batches)`, compiled by its first call, and where the batches, {"x": (steps, batch, *shape)}, are put."""
-    import jax
 
     from score_sde.training import loop, mesh, state
 
@@ -79,7 +78,7 @@ def training_step(run, options) -> tuple:
     whole, sliced = mesh.replicated(devices), mesh.batch_sharding(devices, axis=1)
     step = state.make_step(run.experiment.loss, loop._optimizer(options), options.ema_rate)
     dispatch = state.make_dispatch(step, state_sharding=whole, batch_sharding=sliced)
-    return jax.jit(loop.initial_state(run.experiment, options, 0), out_shardings=whole)(), dispatch, sliced
+    return loop.initial_state(run.experiment, options, 0, whole)(), dispatch, sliced
 
 
 class Figures:

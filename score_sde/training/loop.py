@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,10 +101,12 @@ class _Signals:
         self._restore()
 
 
-def initial_state(experiment: Task, options: TrainingOptions, seed: int) -> Callable[[], State]:
-    """A function that makes the state at step 0."""
+def initial_state(experiment: Task, options: TrainingOptions, seed: int, sharding: Any = None) -> Callable[[], State]:
+    """A compiled function that makes the state at step 0, on the devices of `sharding`."""
     optimizer = _optimizer(options)
-    return lambda: init_state(experiment.init, optimizer, seed)
+    # It runs once: for CPUs, optimising hundreds of random draws takes a minute for a published network, for nothing.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(lambda: init_state(experiment.init, optimizer, seed), out_shardings=sharding, compiler_options=quick)
 
 
 def state_of(params: dict, ema: dict, step: int, options: TrainingOptions, seed: int) -> State:
@@ -147,7 +150,7 @@ def train(
     """
     mesh = data_mesh()
     whole, sliced = replicated(mesh), batch_sharding(mesh, axis=1)
-    make = jax.jit(initial_state(experiment, options, seed), out_shardings=whole)
+    make = initial_state(experiment, options, seed, whole)
     dispatch = make_dispatch(
         make_step(experiment.loss, _optimizer(options), options.ema_rate), state_sharding=whole, batch_sharding=sliced
     )
