@@ -27,12 +27,13 @@ flags:
                          --config.training.steps=20000  --config.training.batch_size=64
                          --config.sampling.num_samples=256  --config.sampling.steps=500
                          --config.sampling.sampler=unipc  --config.sampling.preset=song_ve  (all of them below)
+                         --config.sampling.label=3  --config.guidance.kind=classifier_free  --config.guidance.scale=2
                          --config.sampling.trajectory=12 (from noise to data, as a strip and an animation)
                          --config.training.tensorboard=True (event files in tensorboard/)
                          --config.eval.probes=4  --config.eval.num_examples=100  --config.eval.passes=3
                          --config.eval.divergence=exact  --config.eval.solver=tsit5  --config.data.dir=PATH
-                       sections: seed sde model objective data training sampling eval; score_sde/config/template.py
-                       lists all keys with their defaults
+                       sections: seed sde model objective data training sampling guidance eval;
+                       score_sde/config/template.py lists all keys with their defaults
   --help               this text
 
 Published weights become runs by `python -m score_sde.weights import`; its --help says how.
