@@ -103,9 +103,13 @@ def _take_lock(file: Any, directory: Path) -> None:
         ) from None
 
 
-def check_unlocked(directory: Path) -> None:
-    """Raise WorkdirError if another process holds the lock of `directory`; nothing there is touched."""
+def check_free(directory: Path) -> None:
+    """Raise WorkdirError if another process holds the lock of `directory`, or it cannot be made; nothing is touched."""
     path = Path(directory) / ".lock"
+    there = next(p for p in (Path(directory), *Path(directory).absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "not writable" if there.is_dir() else "not a directory"
+        raise WorkdirError(f"cannot write to the workdir {directory}: {there} is {why}. Choose another.")
     if path.is_file() and os.access(path, os.R_OK):
         with open(path, errors="replace") as file:
             _take_lock(file, directory)

@@ -29,7 +29,7 @@ from score_sde.evaluation.pictures import (
 )
 from score_sde.evaluation.samples import generate, write_samples, write_trajectory
 from score_sde.extras import MissingExtra
-from score_sde.files import WorkdirError, check_space, check_unlocked, check_writable, locked, write_json
+from score_sde.files import WorkdirError, check_free, check_space, check_writable, locked, write_json
 from score_sde.plots import check_matplotlib
 from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.experiment import Classification
@@ -199,7 +199,7 @@ def _check_own(workdir: Path) -> None:
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
     """Train (or go on training) in `workdir`; 0, or 128 + the number of the signal that stopped it."""
     run = prepare(config)
-    check_unlocked(workdir)
+    check_free(workdir)
     if run.training.tensorboard:
         EventFiles.check()
     source = run.experiment.load("train")  # missing data are told before anything compiles

@@ -8,11 +8,11 @@ PLATFORM = os.environ.get("SCORE_SDE_TEST_PLATFORM", "cpu")
 CPU_DEVICES = 4
 os.environ["JAX_PLATFORMS"] = PLATFORM
 os.environ["JAX_NUM_CPU_DEVICES"] = str(CPU_DEVICES)
-# Compiling is most of a test's time, and without optimisation takes half as long.  The slow tests, and `.ci/run` on the
-# newest Python, run what users run: SCORE_SDE_TEST_OPTIMIZED=1.
+# Compiling is most of a test's time, and with little optimisation takes half as long.  The slow tests of `.ci/run`, and
+# those on the newest Python, run what users run: SCORE_SDE_TEST_OPTIMIZED=1.
 OPTIMIZED = os.environ.get("SCORE_SDE_TEST_OPTIMIZED", "0") == "1"
 if not OPTIMIZED and PLATFORM == "cpu":
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -46,7 +46,7 @@ def room_of(path: Path) -> str:
 
 
 def pytest_report_header(config):
-    lines = [f"jax {jax.__version__} on {PLATFORM}, {'optimized' if OPTIMIZED else 'not optimized'} by XLA"]
+    lines = [f"jax {jax.__version__} on {PLATFORM}, {'optimized' if OPTIMIZED else 'hardly optimized'} by XLA"]
     if not HAS_BEARTYPE:
         lines += [
             "*" * 78,
@@ -79,7 +79,7 @@ def strict_promotion(request):
 def pytest_runtest_teardown(item, nextitem):
     """Programs are dropped now and then: each maps memory, and at 65,530 maps Linux lets a process have no more."""
     count = item.config.stash[TESTS_RUN] = item.config.stash.get(TESTS_RUN, 0) + 1
-    if count % 200 == 0:  # some 75 maps per test
+    if count % 500 == 0:  # some 75 maps per test
         jax.clear_caches()
 
 

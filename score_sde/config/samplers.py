@@ -151,6 +151,10 @@ def guidance_options(make: Builder, c: ConfigDict) -> GuidanceOptions:
         make.check(bool(other), "guidance.kind=autoguidance needs guidance.step, a checkpoint, or guidance.workdir")
     else:
         make.check(not other, f"guidance.{', '.join(other)} is not a setting of guidance.kind={g.kind}")
-    good = g.interval is None or len(g.interval) == 2 and g.interval[0] < g.interval[1]
-    make.check(good, f"guidance.interval must be two rising numbers, of log-SNR, got {g.interval}")
-    return GuidanceOptions(guide, label, g.scale, g.interval, g.workdir, g.step)
+    interval = g.interval
+    if interval is not None:
+        numbers = len(interval) == 2 and all(type(end) in (int, float) for end in interval)
+        good = numbers and interval[0] < interval[1]
+        make.check(good, f"guidance.interval must be two rising numbers, of log-SNR, got {interval}")
+        interval = tuple(map(float, interval)) if good else None
+    return GuidanceOptions(guide, label, g.scale, interval, g.workdir, g.step)
