@@ -87,6 +87,7 @@ def points(split, directory):
 """
 
 
+@pytest.mark.slow
 def test_a_source_of_the_user_beside_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", list(sys.path))
     (tmp_path / "my_points.py").write_text(MODULE)

@@ -78,6 +78,7 @@ def test_every_term_of_the_discrete_bound_is_that_of_the_latent_variable_model(c
     assert bound.nfe.tolist() == [2 * chain.steps] * 400
 
 
+@pytest.mark.slow
 def test_with_forward_or_optimal_variances_the_bound_approaches_the_density():
     sde, entropy = ss.VP(), 0.5 * SIZE * (np.log(2 * np.pi * C) + 1)
     many = MEAN + C**0.5 * np.random.default_rng(0).standard_normal((100_000, SIZE))

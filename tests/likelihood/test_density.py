@@ -230,6 +230,7 @@ def test_nfe_is_the_number_of_evaluations_and_the_error_of_a_single_probe_cannot
     assert np.isnan(lp.standard_error).all() and np.isfinite(lp.nats).all()
 
 
+@pytest.mark.slow
 def test_one_clock_for_the_batch_keeps_every_sample_s_error():
     sde, target = ss.VP(), mixture_of_six()
     start, end = (target.marginal(sde, t) for t in (sde.t_min, sde.t_max))
@@ -243,6 +244,7 @@ def test_one_clock_for_the_batch_keeps_every_sample_s_error():
     assert len(set(lp.nfe.tolist())) == 1 and lp.converged.all()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_score_and_flows_to_the_weights(x64):
     sde = ss.VP()
     means, stds = jnp.array([[1.0, -0.5], [-0.8, 0.6]]), jnp.array([0.35, 0.5])

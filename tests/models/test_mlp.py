@@ -92,6 +92,7 @@ def flow(t):
     return 1 - t, t, t
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [vp, ve, flow])
 def test_learns_from_any_label(process):
     """The noise expected in x_t = alpha x_0 + sigma eps, x_0 ~ N(0, 1/4), is sigma x / (alpha^2/4 + sigma^2).

@@ -150,6 +150,7 @@ def test_gradient_reaches_all_but_the_frozen_frequencies(tiny):
     assert silent == ["['FourierEmbedding_0']['W']"]
 
 
+@pytest.mark.slow
 def test_dropout(tiny):
     net, apply, params, x = tiny
     off = apply(params, x, LABEL)

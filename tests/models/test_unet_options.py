@@ -107,6 +107,7 @@ OUTPUT_RESIDUAL = dict(progressive="residual", fir_kernel=FIR)
 DDPM = dict(resblock_type="ddpm", attend_each_up=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [INPUT_SKIP, INPUT_RESIDUAL, OUTPUT_RESIDUAL, dict(num_classes=3, augment_dim=2)], ids=str
 )
