@@ -115,5 +115,6 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def type_of(config: ConfigDict, key: str) -> type:
+    """The type of the values of `section.name`, also where it is None."""
     section, _, name = key.rpartition(".")
     return (config[section] if section else config).get_type(name)

@@ -1,6 +1,5 @@
 """Classifiers of noised data: what the class of x_t is, at every noise level."""
 
-import math
 from functools import partial
 
 import jax.numpy as jnp
@@ -75,36 +74,3 @@ class Classifier(nn.Module):
                 h = block(multiplier * self.nf, resample=downsample)(h, temb, train=train)
         h = nn.swish(group_norm(h.shape[-1])(h)).mean(axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=default_init(0.0))(h)
-
-
-class MLPClassifier(nn.Module):
-    """A perceptron whose layers are scaled and shifted by the embedded label, of events of any shape: their logits.
-
-    h = Dense(x);  h = Dense(act(h (1 + a) + b)) for each width,  [a | b] = Dense(temb);  logits = Dense(act(h)).
-
-    Fields are those of `MLP`.
-    """
-
-    num_classes: int = 10
-    features: tuple[int, ...] = (128, 128, 128)
-    embedding_dim: int = 64
-    embedding_type: str = "fourier"
-    fourier_scale: float = 0.5
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b *event"], label: Float[Array, " b"], *, train: bool = False
-    ) -> Float[Array, "b {self.num_classes}"]:
-        """The logits of events `x` at time labels `label` (B,); ValueError for a label of another shape."""
-        check_inputs(x.shape, label.shape, self.embedding_type)
-        label = label.astype(jnp.float32)
-        if self.embedding_type == "fourier":
-            temb = FourierEmbedding(self.embedding_dim // 2, self.fourier_scale)(jnp.arcsinh(label))
-        else:
-            temb = positional_embedding(label, self.embedding_dim)
-        temb = nn.swish(nn.Dense(self.features[0])(temb))
-        h = nn.Dense(self.features[0])(x.reshape(-1, math.prod(x.shape[1:])).astype(jnp.float32))
-        for width in self.features:
-            scale, shift = jnp.split(nn.Dense(2 * h.shape[-1])(temb), 2, axis=-1)
-            h = nn.Dense(width)(nn.swish(h * (1.0 + scale) + shift))
-        return nn.Dense(self.num_classes, kernel_init=default_init(0.0))(nn.swish(h))

@@ -1,4 +1,4 @@
-"""A small network for densities in a few dimensions."""
+"""Small networks for densities in a few dimensions, and for their classes."""
 
 import math
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from .blocks import FourierEmbedding, check_inputs, dense, positional_embedding
+from .blocks import FourierEmbedding, check_inputs, default_init, dense, positional_embedding
 
 
 class MLP(nn.Module):
@@ -49,12 +49,7 @@ class MLP(nn.Module):
         check_inputs(x.shape, label.shape, self.embedding_type)
         size = math.prod(x.shape[1:])
 
-        label = label.astype(jnp.float32)
-        if self.embedding_type == "fourier":
-            temb = FourierEmbedding(self.embedding_dim // 2, self.fourier_scale)(jnp.arcsinh(label))
-        else:
-            temb = positional_embedding(label, self.embedding_dim)
-        temb = nn.swish(nn.Dense(self.features[0])(temb))
+        temb = _embedded(self, label)
 
         # Flax's fan-in initialiser: an average with the fan-out would make the few inputs too quiet
         h = nn.Dense(self.features[0])(x.reshape(-1, size).astype(jnp.float32))
@@ -63,3 +58,41 @@ class MLP(nn.Module):
             update = nn.Dense(width)(nn.swish(h * (1.0 + scale) + shift))
             h = h + update if h.shape == update.shape else update
         return dense(size, init_scale=0.0)(nn.swish(h)).reshape(x.shape).astype(x.dtype)
+
+
+class MLPClassifier(nn.Module):
+    """A perceptron whose layers are scaled and shifted by the embedded label, of events of any shape: their logits.
+
+    h = Dense(x);  h = Dense(act(h (1 + a) + b)) for each width,  [a | b] = Dense(temb);  logits = Dense(act(h)).
+
+    Fields are those of `MLP`.
+    """
+
+    num_classes: int = 10
+    features: tuple[int, ...] = (128, 128, 128)
+    embedding_dim: int = 64
+    embedding_type: str = "fourier"
+    fourier_scale: float = 0.5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *event"], label: Float[Array, " b"], *, train: bool = False
+    ) -> Float[Array, "b {self.num_classes}"]:
+        """The logits of events `x` at time labels `label` (B,); ValueError for a label of another shape."""
+        check_inputs(x.shape, label.shape, self.embedding_type)
+        temb = _embedded(self, label)
+        h = nn.Dense(self.features[0])(x.reshape(-1, math.prod(x.shape[1:])).astype(jnp.float32))
+        for width in self.features:
+            scale, shift = jnp.split(nn.Dense(2 * h.shape[-1])(temb), 2, axis=-1)
+            h = nn.Dense(width)(nn.swish(h * (1.0 + scale) + shift))
+        return nn.Dense(self.num_classes, kernel_init=default_init(0.0))(nn.swish(h))
+
+
+def _embedded(net: MLP | MLPClassifier, label: Float[Array, " b"]) -> Float[Array, "b e"]:
+    """What the layers are told of the label; called within the network, whose parts these are."""
+    label = label.astype(jnp.float32)
+    if net.embedding_type == "fourier":
+        temb = FourierEmbedding(net.embedding_dim // 2, net.fourier_scale)(jnp.arcsinh(label))
+    else:
+        temb = positional_embedding(label, net.embedding_dim)
+    return nn.swish(nn.Dense(net.features[0])(temb))

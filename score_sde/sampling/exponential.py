@@ -48,6 +48,7 @@ class Levels(Frozen):
 
 
 def levels(sde: AffineSDE, t: Values) -> Levels:
+    """The noise levels of an SDE at times t."""
     return Levels(t, sde.alpha(t), sde.sigma(t), sde.log_alpha(t))
 
 

@@ -106,6 +106,7 @@ def solve_from(sde: AffineSDE, score: Score, x: Array, sampler: Sampler, times: 
 
 
 def check_shape(x_init: Array | None, shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a start, if one is given, of another shape or of whole numbers."""
     if x_init is not None and x_init.shape != tuple(shape):
         raise ValueError(f"expected x_init of shape {tuple(shape)}, got {x_init.shape}.")
     if x_init is not None and not jnp.issubdtype(x_init.dtype, jnp.floating):

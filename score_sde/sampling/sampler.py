@@ -128,6 +128,7 @@ class LinearSampler(Sampler):
 
 
 def one_row_per_step(times: Float[Array, " n"]) -> Row:
+    """The plan of a sampler that evaluates the score once per step, at its start."""
     steps = np.arange(times.size - 1)
     always = np.ones(steps.size, bool)
     return Row(times[:-1], times[1:], steps, always, always)

@@ -133,6 +133,7 @@ class _Archive:
 
 
 def reason(error: Exception) -> str:
+    """What an exception says, in one line."""
     return " ".join(str(error).strip("'\".").split())[:200] or type(error).__name__
 
 
