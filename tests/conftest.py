@@ -8,11 +8,6 @@ PLATFORM = os.environ.get("SCORE_SDE_TEST_PLATFORM", "cpu")
 CPU_DEVICES = 4
 os.environ["JAX_PLATFORMS"] = PLATFORM
 os.environ["JAX_NUM_CPU_DEVICES"] = str(CPU_DEVICES)
-# Compiling is most of a test's time, and with little optimisation takes half as long.  The slow tests of `.ci/run`, and
-# those on the newest Python, run what users run: SCORE_SDE_TEST_OPTIMIZED=1.
-OPTIMIZED = os.environ.get("SCORE_SDE_TEST_OPTIMIZED", "0") == "1"
-if not OPTIMIZED and PLATFORM == "cpu":
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -46,7 +41,7 @@ def room_of(path: Path) -> str:
 
 
 def pytest_report_header(config):
-    lines = [f"jax {jax.__version__} on {PLATFORM}, {'optimized' if OPTIMIZED else 'hardly optimized'} by XLA"]
+    lines = [f"jax {jax.__version__} on {PLATFORM}"]
     if not HAS_BEARTYPE:
         lines += [
             "*" * 78,

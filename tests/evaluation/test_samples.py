@@ -51,6 +51,7 @@ def test_sample_i_is_the_same_for_each_batch_and_number(samples):
     np.testing.assert_allclose(few, samples[:7], rtol=1e-5, atol=1e-5)  # 100 steps of rounding
 
 
+@pytest.mark.slow
 def test_seed_end_and_denoising_are_used():
     some = {"num_samples": 4, "batch_size": 4}
     e = experiment(X)

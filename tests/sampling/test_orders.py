@@ -158,6 +158,7 @@ def by_quadrature(form, sde, now, then, nodes, variable, pieces=4):
     return np.array(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_weights_are_the_integrals_to_rounding(sde, x64):
     for n, end in ((5, sde.t_sampling), (50, sde.t_min)):

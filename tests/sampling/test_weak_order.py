@@ -274,6 +274,7 @@ def check_law(sampler, sde, way=None):
     assert z.max() < 4.7, (way, z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler, sde", PAIRS, ids=describe)
 def test_samples_have_the_exact_law_of_the_chain_and_the_moments_of_a_mixture(sampler, sde):
     check_law(sampler, sde)
