@@ -658,3 +658,32 @@ def test_samples_guided_to_a_class(config, tmp_path):
         assert message in refused(tmp_path, *guided, *change)
     unlabelled = [f"--workdir={score}", "--mode=sample", "--config.guidance.kind=autoguidance"]
     assert "no checkpoint of step 7" in refused(tmp_path, *unlabelled, "--config.guidance.step=7")
+
+
+# --- restoring measured data ------------------------------------------------------------------------------------------
+
+
+def test_points_are_restored_from_a_projection(run):
+    points = [f"--workdir={run}", "--mode=restore", "--config.restore.operator=project"]
+    points += ["--config.restore.measurements=1", "--config.restore.samples=3", "--config.sampling.steps=5"]
+    out, _ = succeed(*points, "--config.restore.examples=2", "--config.restore.method=moment_matching")
+    assert "2 x 3 samples" in out and "6 NFE of up to 7 networks each" in out and "spread / error" in out
+    stem = run / "restored" / "project_moment_matching_00000002"
+    with np.load(stem.with_suffix(".npz")) as found:
+        assert found["samples"].shape == (2, 3, 2) and found["measurements"].shape == (2, 1)
+        assert found["truth"].shape == (2, 2)
+    np.save(run / "y.npy", np.array([[0.3]]))
+    known = [f"--config.restore.input={run / 'y.npy'}", "--config.restore.measured=True"]
+    out, _ = succeed(*points, *known, "--config.restore.method=projection")
+    assert "1 x 3 samples" in out and "PSNR" not in out
+    for change, message in [
+        (["--config.restore.measurements=3"], "restore: expected restore.measurements in 1..2, got 3"),
+        (["--config.restore.operator=inpaint"], "restore.measurements is not a setting of operator=inpaint"),
+        ([f"--config.restore.input={run / 'none.npy'}"], "none.npy: expected a .npy array, got"),
+        ([f"--config.restore.input={run / 'y.npy'}"], "y.npy: expected an array of shape (2,)"),
+        (["--config.restore.examples=9999999"], "expected restore.examples of at most 5000"),
+        (["--config.restore.method=repaint", "--config.sampling.sampler=unipc"], "RePaint needs a sampler of one"),
+        (["--config.restore.noise=nan"], "restore.noise must be finite"),
+        (["--config.restore.examples=2.5"], "restore.examples"),
+    ]:
+        assert message in refused(run, *points, *change), message

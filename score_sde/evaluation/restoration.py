@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class RestoreOptions:
     input: a file to restore instead of test examples; measured: whether it holds the measurement itself.
     """
 
-    operator: Callable[[tuple[int, ...]], Operator]
+    operator: Any
     method: Any
     noise: float = 0.05
     examples: int = 4
@@ -54,16 +54,27 @@ class Restored(NamedTuple):
     nfe: float
 
 
-def read_input(experiment: Experiment, options: RestoreOptions, operator: Operator) -> np.ndarray:
+def measured_shape(experiment: Experiment, options: RestoreOptions) -> tuple[int, ...]:
+    """The shape of one measurement; nothing is computed.
+
+    Raises:
+        ValueError: the operator is not for data of this shape.
+    """
+    x = jax.ShapeDtypeStruct((1, *experiment.shape), "float32")
+    return jax.eval_shape(lambda x: options.operator(experiment.shape)(x), x).shape[1:]
+
+
+def read_input(experiment: Experiment, options: RestoreOptions) -> np.ndarray:
     """The examples (N, *shape) or, if `measured`, the measurements (N, *m) of `options.input`.
 
     Grey levels from images and whole numbers; real numbers are taken as scaled.
 
     Raises:
         DataError: the file cannot be used.
+        ValueError: as `measured_shape`.
     """
     file = Path(options.input)
-    shape = operator.output.shape if options.measured else experiment.shape
+    shape = measured_shape(experiment, options) if options.measured else experiment.shape
     if file.suffix != ".npy":
         if not suits(shape, experiment.levels):
             raise DataError(f"{file}: expected a .npy file of shape {shape}, which no image file has.")
@@ -112,7 +123,7 @@ def restore(
     example_keys, keys = sample_keys(seeds[0], n), sample_keys(seeds[1], n * options.samples)
     truth, y = measure(experiment, options, operator, x, example_keys)
     task, weights = guide or (None, None)
-    run, watched = _compiled(experiment, how, options, operator, task)
+    run, watched = _compiled(experiment, how, options, task)
     rows = np.repeat(np.arange(n), options.samples)
     total = len(rows)
     size = min(how.batch_size, -(-total // jax.device_count()) * jax.device_count())
@@ -156,9 +167,10 @@ def _scaled(experiment: Experiment, x: np.ndarray) -> jax.Array:
     return jnp.asarray(low + (high - low) * (x.astype(np.float32) + 0.5) / experiment.levels)
 
 
-def _compiled(experiment, how, options, operator, task) -> tuple[Callable, Watched]:
+@lru_cache(maxsize=1)
+def _compiled(experiment, how, options, task) -> tuple[Callable, Watched]:
     """`f(params, keys (B,), y (B, *m)) -> (x, nfe)` on all devices, and what it reports its steps to."""
-    watched = Watched()
+    watched, operator = Watched(), options.operator(experiment.shape)
     transform = how.transform
     if transform is None and experiment.levels is not None:
         # In much noise a network's predicted data lie far out of range, and its derivative with them: clipped, it is 0.
@@ -228,10 +240,14 @@ def write_restored(
     experiment: Experiment, options: RestoreOptions, restored: Restored, stem: Path, title: str
 ) -> list[Path]:
     """Write stem.npz (samples, measurements and truth), stem.json (figures) and, of images, stem.png."""
+
+    def stored(x: np.ndarray) -> np.ndarray:
+        return experiment.unscale(jnp.asarray(x))
+
     written = [stem.with_suffix(".npz"), stem.with_suffix(".json")]
-    arrays = {"samples": experiment.unscale(restored.samples), "measurements": restored.measurements}
+    arrays = {"samples": stored(restored.samples), "measurements": restored.measurements}
     if restored.truth is not None:
-        arrays["truth"] = experiment.unscale(restored.truth)
+        arrays["truth"] = stored(restored.truth)
     write_arrays(written[0], **arrays)
     write_json(written[1], {**vars(assess(experiment, options, restored)), "nfe": restored.nfe, "what": title})
     if suits(experiment.shape, experiment.levels) and experiment.levels is not None:
@@ -239,11 +255,11 @@ def write_restored(
         operator, first = options.operator(experiment.shape), restored.samples[:examples]
         y, truth = restored.measurements[:examples], restored.truth
         png = restorations(
-            experiment.unscale(displayed(operator, y)),
-            experiment.unscale(first[:, :samples]),
-            experiment.unscale(first.mean(1)),
+            stored(displayed(operator, y)),
+            stored(first[:, :samples]),
+            stored(first.mean(1)),
             first.std(1, ddof=1) if first.shape[1] > 1 else np.zeros_like(first[:, 0]),
-            None if truth is None else experiment.unscale(truth[:examples]),
+            None if truth is None else stored(truth[:examples]),
             experiment.levels,
             title,
         )

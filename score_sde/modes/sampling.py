@@ -13,7 +13,7 @@ from score_sde.config import get_config as saved_config
 from score_sde.data import DataError
 from score_sde.evaluation.guided import by_classifier, classifier_problems, most_evaluations, weaker_problems
 from score_sde.evaluation.measured import name_of, settings_of
-from score_sde.evaluation.restoration import assess, read_input, restore, write_restored
+from score_sde.evaluation.restoration import assess, measured_shape, read_input, restore, write_restored
 from score_sde.evaluation.samples import generate, write_samples, write_trajectory
 from score_sde.files import WorkdirError, check_writable
 from score_sde.training.experiment import Classification
@@ -78,9 +78,9 @@ def _examples_to_restore(run: Run) -> np.ndarray:
     """
     e, options = run.experiment, run.restoration
     try:
-        operator = options.operator(e.shape)
+        y = jax.ShapeDtypeStruct((2, *measured_shape(e, options)), "float32")
         if options.input is not None:
-            x = read_input(e, options, operator)
+            x = read_input(e, options)
         else:
             source = e.load("test")
             if options.examples > len(source):
@@ -90,10 +90,12 @@ def _examples_to_restore(run: Run) -> np.ndarray:
             x = source[np.arange(options.examples)]["x"]
 
         def rehearse(keys, y):
-            zero = lambda x, t: jnp.zeros_like(x)  # noqa: E731
-            return options.method.solve(run.sampling, keys, e.sde, zero, operator, y, options.noise, (2, *e.shape))
+            def zero(x, t):
+                return jnp.zeros_like(x)
 
-        y = jax.ShapeDtypeStruct((2, *operator.output.shape), "float32")
+            operator, shape = options.operator(e.shape), (2, *e.shape)
+            return options.method.solve(run.sampling, keys, e.sde, zero, operator, y, options.noise, shape)
+
         jax.eval_shape(rehearse, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)), y)
     except DataError:
         raise
