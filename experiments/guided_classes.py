@@ -40,6 +40,7 @@ class Study:
     """A data set, how it is sampled, and what is to be reached at the recommended scale."""
 
     data: str
+    title: str
     classes: tuple[str, ...]
     sampler: ss.Sampler
     steps: int
@@ -48,13 +49,20 @@ class Study:
     shown: tuple[float, ...]
     recommended: float
     bound: float  # share of the asked class, %
+    judged: int = 1500  # steps of the judge's training
 
 
 GARMENTS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 STUDIES = (
-    Study("digits", tuple("0123456789"), ss.DPMSolverPP(2), 25, 1000, (0, 1, 2, 3, 5, 8), (0, 1, 3, 8), 3, 98),
-    Study("fashion_mnist", GARMENTS, ss.DPMSolverPP(2), 25, 500, (0, 1, 2, 3, 5, 8), (0, 1, 3, 8), 3, 90),
-)
+    Study(
+        "digits", "digits", tuple("0123456789"), ss.DPMSolverPP(2), steps=25, samples=1000,
+        scales=(0, 1, 2, 3, 4, 6, 10), shown=(0, 1, 4, 10), recommended=4, bound=98,
+    ),
+    Study(
+        "fashion_mnist", "Fashion-MNIST", GARMENTS, ss.DPMSolverPP(2), steps=25, samples=500,
+        scales=(0, 1, 2, 3, 4, 6, 10), shown=(0, 1, 4, 10), recommended=4, bound=90, judged=2500,
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,8 +114,8 @@ def examine(study: Study, directory: str | None) -> tuple[list[Row], dict[float,
     weights = tuple(load_weights(RESULTS / f"{kind}_{study.data}_ema.npz") for kind in ("vp", "classifier"))
     started = time.perf_counter()
     test = run.experiment.load("test")
-    judge, accuracy = train_judge(run.experiment.load("train"), test)
-    print(f"\n{study.data}: the judge calls {accuracy:.1%} of {len(test)} clean test images by their class "
+    judge, accuracy = train_judge(run.experiment.load("train"), test, study.judged)
+    print(f"\n{study.title}: the judge calls {accuracy:.1%} of {len(test)} clean test images by their class "
           f"({time.perf_counter() - started:.0f} s to train it)")  # fmt: skip
     real = test[np.arange(len(test))]
     among_real = spread(real["x"], real["label"])
@@ -168,7 +176,7 @@ def trade_off(tables: dict[Study, list[Row]]) -> bytes:
         chosen = study.scales.index(study.recommended)
         left.axhline(study.bound, color=color, linewidth=0.8, linestyle="--")
         for axis, values in ((left, [100 * row.asked for row in rows]), (right, [row.diversity for row in rows])):
-            axis.plot(scales, values, ".-", color=color, label=study.data.replace("_", "-"))
+            axis.plot(scales, values, ".-", color=color, label=study.title)
             axis.plot(scales[chosen], values[chosen], "o", color=color, markersize=9, fillstyle="none")
     left.set_ylabel("samples of the asked class, %")
     right.set_ylabel("diversity within a class, test images = 1")
@@ -202,6 +210,6 @@ if __name__ == "__main__":
     print()
     for study, rows in tables.items():
         row = rows[study.scales.index(study.recommended)]
-        name = f"{study.data}, scale {study.recommended:g}: samples of the asked class, %"
+        name = f"{study.title}, scale {study.recommended:g}: samples of the asked class, %"
         figures.at_least(name, 100 * row.asked, study.bound)
     figures.end(args.check)
