@@ -10,5 +10,5 @@ def get_config():
     c = vp_fashion_mnist()
     c.model.name, c.model.num_classes = "classifier", 10
     c.model.nf, c.model.ch_mult, c.model.num_res_blocks, c.model.dropout = 16, (1, 2, 4), 1, 0.1
-    c.training.steps, c.training.final_eval = 3000, True
+    c.training.steps, c.training.final_eval = 4000, True
     return c

@@ -49,18 +49,17 @@ class Study:
     shown: tuple[float, ...]
     recommended: float
     bound: float  # share of the asked class, %
-    judged: int = 1500  # steps of the judge's training
 
 
 GARMENTS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 STUDIES = (
     Study(
-        "digits", "digits", tuple("0123456789"), ss.DPMSolverPP(2), steps=25, samples=1000,
-        scales=(0, 1, 2, 3, 4, 6, 10), shown=(0, 1, 4, 10), recommended=4, bound=98,
+        "digits", "digits", tuple("0123456789"), ss.SDEDPMSolverPP(2), steps=50, samples=500,
+        scales=(0, 1, 2, 4, 8), shown=(0, 1, 4, 8), recommended=4, bound=98,
     ),
     Study(
         "fashion_mnist", "Fashion-MNIST", GARMENTS, ss.DPMSolverPP(2), steps=25, samples=500,
-        scales=(0, 1, 2, 3, 4, 6, 10), shown=(0, 1, 4, 10), recommended=4, bound=90, judged=2500,
+        scales=(0, 1, 2, 4, 8), shown=(0, 1, 4, 8), recommended=4, bound=90,
     ),
 )  # fmt: skip
 
@@ -114,7 +113,7 @@ def examine(study: Study, directory: str | None) -> tuple[list[Row], dict[float,
     weights = tuple(load_weights(RESULTS / f"{kind}_{study.data}_ema.npz") for kind in ("vp", "classifier"))
     started = time.perf_counter()
     test = run.experiment.load("test")
-    judge, accuracy = train_judge(run.experiment.load("train"), test, study.judged)
+    judge, accuracy = train_judge(run.experiment.load("train"), test)
     print(f"\n{study.title}: the judge calls {accuracy:.1%} of {len(test)} clean test images by their class "
           f"({time.perf_counter() - started:.0f} s to train it)")  # fmt: skip
     real = test[np.arange(len(test))]
