@@ -58,8 +58,8 @@ STUDIES = (
         scales=(0, 1, 2, 4, 8), shown=(0, 1, 4, 8), recommended=4, bound=98,
     ),
     Study(
-        "fashion_mnist", "Fashion-MNIST", GARMENTS, ss.DPMSolverPP(2), steps=25, samples=500,
-        scales=(0, 1, 2, 4, 8), shown=(0, 1, 4, 8), recommended=4, bound=90,
+        "fashion_mnist", "Fashion-MNIST", GARMENTS, ss.SDEDPMSolverPP(2), steps=50, samples=300,
+        scales=(0, 2, 4, 8, 16), shown=(0, 2, 4, 8), recommended=8, bound=90,
     ),
 )  # fmt: skip
 
