@@ -1,67 +1,91 @@
-"""Convolutions that stay fast in loops on a CPU, with their derivatives.
+"""Convolutions that stay fast in loops on a CPU, with all their derivatives.
 
-XLA has fast code on CPUs for convolutions of images (b, h, w, c) with kernels (h, w, in, out), and rearranges others
-into these; but not inside of loops, where others take 8 to 30 times as long (samplers are loops, as is training with
-several steps a dispatch).  The derivatives that JAX makes are such others.  These here are not:
+XLA has fast code on CPUs for convolutions of images (n, h, w, c) with kernels (h, w, in, out).  It rearranges others
+into these, but not in the bodies of loops, where they take 10 to 30 times as long; and samplers are loops, as is
+training with several steps a dispatch.  The derivatives that JAX makes are such others.  These here are not.  For
 
-    y = x * k            x^T(y) = y * flip(k)^T            k^T(x, y)[i, j] = sum_n,h,w x[n, h + i, w + j] y[n, h, w]
+    y = x * k:  y[n, p, q, o] = sum x[n, s p + i, s q + j, c] k[i, j, c, o],  x padded, with stride s,
 
-the first two are convolutions of images; the last is one along the height, of an image whose channels are its pixels in
-a row (all n and w) and whose examples are the channels of x, shifted along the width in turn.
+and Y, y with s - 1 zeros between its pixels, the derivatives' transposes are
+
+    of x:  Y * (k turned by 180 degrees, in and out exchanged)
+    of k:  sum x[n, p + i, q + j, c] Y[n, p, q, o], a convolution along the height alone: its images are the channels
+           of x, shifted along the width j times, its channels are the pixels of a row, all (n, q).
+
+They are themselves convolutions of this kind, so derivatives of any order are.
 """
 
-from functools import partial
-
+import jax
 import jax.numpy as jnp
-from jax import Array, lax, vmap
+from jax import Array, lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-IMAGES = ("NHWC", "HWIO", "NHWC")
+Pad = tuple[tuple[int, int], tuple[int, int]]
 
 
 def convolve(x: Array, kernel: Array, strides, padding, **how) -> Array:
-    """`lax.conv_general_dilated` of images, as `flax.linen.Conv` calls it."""
-    if set(strides) == {1} and padding == "SAME" and all(size % 2 for size in kernel.shape[:2]):
-        if kernel.shape[:2] == (1, 1):
-            return jnp.tensordot(x, kernel[0, 0], 1)
-        return same_p.bind(x, kernel)
-    return lax.conv_general_dilated(x, kernel, strides, padding, **how)
+    """`lax.conv_general_dilated` of images, with the arguments that `flax.linen.Conv` calls it with."""
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(x, kernel, strides, padding, **how)
+    if kernel.shape[:2] == (1, 1) and set(strides) == {1}:
+        return jnp.tensordot(x, kernel[0, 0], 1)
+    pad = padding
+    if isinstance(padding, str):
+        pad = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return convolution_p.bind(x, kernel, stride=strides[0], pad=tuple(map(tuple, pad)))
 
 
-def _same(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=IMAGES)
+def _convolution(x: Array, kernel: Array, *, stride: int, pad: Pad) -> Array:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _image_gradient(y: Array, x, kernel: Array) -> Array:
-    return same_p.bind(y, kernel[::-1, ::-1].swapaxes(2, 3))
+def _spread(y: Array, x, kernel, stride: int, pad: Pad) -> Array:
+    """y with zeros between its pixels: the shape that it would have with a stride of 1."""
+    edges = [(0, 0, 0)]
+    for axis in (0, 1):
+        size = x.shape[1 + axis] + sum(pad[axis]) - kernel.shape[axis] + 1
+        edges.append((0, size - (y.shape[1 + axis] - 1) * stride - 1, stride - 1))
+    return y if stride == 1 else lax.pad(y, jnp.zeros((), y.dtype), [*edges, (0, 0, 0)])
 
 
-def _kernel_gradient(y: Array, x: Array, kernel) -> Array:
-    (n, h, w, c), (height, width, _, features) = x.shape, kernel.aval.shape
-    shifted = jnp.pad(x, ((0, 0), (0, 0), (width // 2, width // 2), (0, 0)))
+def _image_transpose(y: Array, x, kernel: Array, *, stride: int, pad: Pad) -> Array:
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    rest = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, pad, strict=False))
+    return convolution_p.bind(_spread(y, x.aval, kernel, stride, pad), turned, stride=1, pad=rest)
+
+
+def _kernel_transpose(y: Array, x: Array, kernel, *, stride: int, pad: Pad) -> Array:
+    height, width, c, features = kernel.aval.shape
+    y = _spread(y, x, kernel.aval, stride, pad)
+    n, h, w, _ = y.shape
+    shifted = jnp.pad(x, ((0, 0), (0, 0), pad[1], (0, 0)))
     shifted = jnp.concatenate([shifted[:, :, j : j + w] for j in range(width)], axis=-1)
-    images = shifted.transpose(3, 1, 0, 2).reshape(width * c, h, 1, n * w)
-    kernels = y.transpose(1, 0, 2, 3).reshape(h, 1, n * w, features)
-    pad = ((height // 2, height // 2), (0, 0))
-    out = lax.conv_general_dilated(images, kernels, (1, 1), pad, dimension_numbers=IMAGES)  # (width c, height, 1, out)
+    images = shifted.transpose(3, 1, 0, 2).reshape(width * c, x.shape[1], 1, n * w)
+    rows = y.transpose(1, 0, 2, 3).reshape(h, 1, n * w, features)
+    out = convolution_p.bind(images, rows, stride=1, pad=(pad[0], (0, 0)))  # (width c, height, 1, features)
     return out.reshape(width, c, height, features).transpose(2, 0, 1, 3)
 
 
-def _batched(arrays, axes):
-    """Images of several batches are one batch; with several kernels, whatever JAX makes of it."""
+def _batched(arrays, axes, **how):
+    """Images of several batches are one batch; with several kernels it is whatever JAX makes of it."""
     x, kernel = arrays
-    if axes[1] is None:
-        x = jnp.moveaxis(x, axes[0], 0)
-        y = same_p.bind(x.reshape(-1, *x.shape[2:]), kernel)
-        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
-    return vmap(_same, in_axes=tuple(axes))(x, kernel), 0
+    if axes[1] is not None:
+        return jax.vmap(lambda x, k: _convolution(x, k, **how), in_axes=tuple(axes))(x, kernel), 0
+    x = jnp.moveaxis(x, axes[0], 0)
+    y = convolution_p.bind(x.reshape(-1, *x.shape[2:]), kernel, **how)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-same_p = Primitive("same_convolution")  # y = x * k of x (b, h, w, in) and k (kh, kw, in, out), kh and kw odd
-same_p.def_impl(_same)
-same_p.def_abstract_eval(lambda x, k: ShapedArray((*x.shape[:3], k.shape[3]), x.dtype))
-mlir.register_lowering(same_p, mlir.lower_fun(_same, multiple_results=False))
-ad.defbilinear(same_p, _image_gradient, _kernel_gradient)
-batching.primitive_batchers[same_p] = _batched
+def _shape(x, kernel, *, stride: int, pad: Pad) -> ShapedArray:
+    size = [(x.shape[1 + i] + sum(pad[i]) - kernel.shape[i]) // stride + 1 for i in (0, 1)]
+    return ShapedArray((x.shape[0], *size, kernel.shape[3]), x.dtype)
+
+
+convolution_p = Primitive("image_convolution")
+convolution_p.def_impl(_convolution)
+convolution_p.def_abstract_eval(_shape)
+mlir.register_lowering(convolution_p, mlir.lower_fun(_convolution, multiple_results=False))
+ad.defbilinear(convolution_p, _image_transpose, _kernel_transpose)
+batching.primitive_batchers[convolution_p] = _batched
