@@ -9,8 +9,9 @@ training with several steps a dispatch.  The derivatives that JAX makes are such
 and Y, y with s - 1 zeros between its pixels, the derivatives' transposes are
 
     of x:  Y * (k turned by 180 degrees, in and out exchanged)
-    of k:  sum x[n, p + i, q + j, c] Y[n, p, q, o], a convolution along the height alone: its images are the channels
-           of x, shifted along the width j times, its channels are the pixels of a row, all (n, q).
+    of k:  sum x[n, p + i, q + j, c] Y[n, p, q, o]: images are the channels of x, and n are the channels.  With many
+           channels it is faster along the height alone, the shift j along the width being another image and the
+           channels the pixels of a row, (n, q): the sums are long then, whatever the batch.
 
 Both are themselves of the kind that is fast.
 """
@@ -22,6 +23,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+WIDE = 64  # channels from which the derivative of the kernel is taken along the height alone
 Pad = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -60,6 +62,9 @@ def _kernel_transpose(y: Array, x: Array, kernel, *, stride: int, pad: Pad) -> A
     height, width, c, features = kernel.aval.shape
     y = _spread(y, x, kernel.aval, stride, pad)
     n, h, w, _ = y.shape
+    if c < WIDE:
+        images, rows = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
+        return convolution_p.bind(images, rows, stride=1, pad=pad).transpose(1, 2, 0, 3)
     shifted = jnp.pad(x, ((0, 0), (0, 0), pad[1], (0, 0)))
     shifted = jnp.concatenate([shifted[:, :, j : j + w] for j in range(width)], axis=-1)
     images = shifted.transpose(3, 1, 0, 2).reshape(width * c, x.shape[1], n * w)
