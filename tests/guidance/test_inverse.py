@@ -198,7 +198,7 @@ def test_pigdm_is_calibrated_where_the_prior_is_what_it_believes(believed, calib
 
 @pytest.mark.slow
 def test_particles_are_calibrated_on_a_mixture():
-    """Where no method that takes the data for Gaussian is; 200 truths, each draw of a system of particles of its own."""
+    """Where no method that takes the data for Gaussian is; each draw has particles of its own."""
     law = ss.GaussianMixture(jnp.array([[-1.0, 0.5, 0.0], [1.0, 0.0, 0.3]]), jnp.array([0.4, 0.3]))
 
     def solve(key, y):
@@ -206,7 +206,7 @@ def test_particles_are_calibrated_on_a_mixture():
         out = ss.sample_smc(key, SDE, guided, (len(y), 3), particles=64, steps=60, t_end=1e-3)
         return out.draw(jax.random.fold_in(key, 1))
 
-    assert max(calibration(law, solve, 0.4, n=200)) < LIMIT
+    assert max(calibration(law, solve, 0.4, n=120)) < LIMIT
 
 
 @pytest.mark.slow
