@@ -13,51 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from common import RESULTS, ROOT, Figures, arguments, save_weights
+from judges import train_judge
 
-from score_sde.data import batches, digits
-
-
-class Classifier(nn.Module):
-    """A small convolutional classifier of clean 8x8 digits."""
-
-    @nn.compact
-    def __call__(self, x, key=None):
-        x = x.astype(jnp.float32) / 8 - 1
-        x = nn.relu(nn.Conv(32, (3, 3))(x))
-        x = nn.max_pool(nn.relu(nn.Conv(64, (3, 3))(x)), (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(0.5, deterministic=key is None)(x, rng=key)
-        return nn.Dense(10)(x)
-
-
-def train_classifier(steps: int = 1500):
-    """The classifier's probabilities as a function, and its accuracy on the test digits."""
-    net, optimizer = Classifier(), optax.adam(1e-3)
-    params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    opt_state = optimizer.init(params)
-
-    @jax.jit
-    def step(params, opt_state, batch, key):
-        def loss(p):
-            logits = net.apply(p, batch["x"], key)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-
-        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
-        return optax.apply_updates(params, updates), opt_state
-
-    stream = batches(digits("train"), 64, seed=0)
-    for n in range(steps):
-        params, opt_state = step(params, opt_state, next(stream), jax.random.fold_in(jax.random.key(1), n))
-    stream.close()
-    probabilities = jax.jit(lambda x: jax.nn.softmax(net.apply(params, x)))
-    test = digits("test")
-    return probabilities, float(np.mean(np.argmax(probabilities(test.x), -1) == test.labels))
+from score_sde.data import digits
 
 
 def run_main_job(workdir: Path) -> str:
@@ -80,7 +40,7 @@ if __name__ == "__main__":
         figures.at_most("main job, minutes", int(clock[1]) + int(clock[2]) / 60, 5)
     last = max((workdir / "samples").glob("step_*.npz"))
     samples = np.load(last)["samples"][:100]
-    probabilities, accuracy = train_classifier()
+    probabilities, accuracy = train_judge(digits("train"), digits("test"))
     best = np.asarray(probabilities(samples)).max(-1)
     print(f"classifier: {accuracy:.1%} of clean test digits; classes among the samples: "
           f"{np.bincount(np.argmax(probabilities(samples), -1), minlength=10).tolist()}")  # fmt: skip

@@ -16,11 +16,12 @@ Score-based generative modelling through SDEs: train, sample, and evaluate likel
   python -m score_sde.main --config=configs/vp_digits.py --mode=train     train; run it again to resume
   python -m score_sde.main --workdir=runs/vp_digits --mode=eval           test bits/dim by the probability flow
   python -m score_sde.main --workdir=runs/vp_digits --mode=sample         a picture and an array of samples
+  python -m score_sde.main --workdir=runs/vp_digits --mode=restore        test images from half of them
   python -m score_sde.main --workdir=runs/vp_digits --mode=plot           learning curve and loss by noise level
 
 flags:
   --config=FILE.py     what to do: a file with get_config(), as in configs/; start your own from one of them
-  --mode=MODE          train (the default), eval, sample or plot
+  --mode=MODE          train (the default), eval, sample, restore or plot
   --workdir=DIR        where the run lives; runs/<name of the config> by default.  All but train read the
                        config from there, so --config may be left out
   --config.KEY=VALUE   override a value, as often as you like:
@@ -28,11 +29,13 @@ flags:
                          --config.sampling.num_samples=256  --config.sampling.steps=500
                          --config.sampling.sampler=unipc  --config.sampling.preset=song_ve  (all of them below)
                          --config.sampling.label=3  --config.guidance.kind=classifier_free  --config.guidance.scale=2
+                         --config.restore.operator=super_resolve  --config.restore.method=moment_matching
+                         --config.restore.noise=0.05  --config.restore.input=PHOTO.png
                          --config.sampling.trajectory=12 (from noise to data, as a strip and an animation)
                          --config.training.tensorboard=True (event files in tensorboard/)
                          --config.eval.probes=4  --config.eval.num_examples=100  --config.eval.passes=3
                          --config.eval.divergence=exact  --config.eval.solver=tsit5  --config.data.dir=PATH
-                       sections: seed sde model objective data training sampling guidance eval;
+                       sections: seed sde model objective data training sampling guidance restore eval;
                        score_sde/config/template.py lists all keys with their defaults
   --help               this text
 
@@ -44,6 +47,7 @@ What a run leaves in its workdir:
   checkpoints/         the newest states; `train` resumes from the last undamaged one
   plots/               learning curve, loss by noise level: at the end of training and by --mode=plot
   samples/             EMA samples from fixed noise at every snapshot; those of --mode=sample
+  restored/            posterior samples of --mode=restore, their picture and figures
   eval/                likelihood.json, and the values per example
 Ctrl-C and SIGTERM save before they stop.  A GPU or TPU is used where JAX finds one.
 
@@ -167,7 +171,7 @@ def read_flags(argv: list[str], config):
 
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
-    flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "plot"], "what to do", flag_values=values)
+    flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "restore", "plot"], "what to do", flag_values=values)
     for key in (word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")):
         first, _, name = key.partition(".")
         if first in ("config", "noconfig") and name not in flatten(config):
@@ -237,6 +241,8 @@ def dispatch(mode: str, workdir: Path, config, overrides: dict) -> int:
         return modes.eval_mode(workdir, config)
     elif mode == "plot":
         return modes.plot_mode(workdir, config)
+    elif mode == "restore":
+        return modes.restore_mode(workdir, config)
     else:
         return modes.sample_mode(workdir, config)
 

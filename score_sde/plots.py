@@ -32,6 +32,35 @@ def image_grid(images: np.ndarray, levels: int, *, columns: int | None = None, m
     return _png(canvas)
 
 
+def restorations(
+    measured: np.ndarray,
+    samples: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    truth: np.ndarray | None,
+    levels: int,
+    title: str,
+) -> bytes:
+    """A PNG with a row for each example: the measurement, samples, their mean and standard deviation, the truth.
+
+    Grey levels (N, H, W, C) in 0..levels-1, samples (N, S, H, W, C); the standard deviation in any unit, its largest
+    value white.
+    """
+    spread = np.round(std * ((levels - 1) / max(float(std.max()), 1e-12))).astype(measured.dtype)
+    parts = [("measured", measured)] + [(f"sample {i + 1}", samples[:, i]) for i in range(samples.shape[1])]
+    parts += [("mean", mean), ("std", spread)] + ([] if truth is None else [("truth", truth)])
+    images = np.stack([images for _, images in parts], axis=1)
+    images = images.reshape(-1, *images.shape[2:])
+    grid = Image.open(io.BytesIO(image_grid(images, levels, columns=len(parts), min_side=56)))
+    canvas = Image.new(grid.mode, (max(grid.width, 7 * len(title) + 8), grid.height + 32), "white")
+    canvas.paste(grid, (0, 32))
+    draw, width = ImageDraw.Draw(canvas), grid.width // len(parts)
+    draw.text((4, 2), title, fill="black")
+    for i, (name, _) in enumerate(parts):
+        draw.text((i * width + 4, 17), name, fill="black")
+    return _png(np.asarray(canvas).reshape(canvas.height, canvas.width, -1))
+
+
 def scatter(points: np.ndarray, *, side: int = 384, reach: float | None = None) -> bytes:
     """A PNG of 2-D points (N, 2) as a density of dots, axes equal, the origin in the middle and `reach` at the edge."""
     reach = reach or 1.05 * max(float(np.abs(points).max()), 1e-6)

@@ -409,12 +409,18 @@ def test_an_unknown_preset_is_refused():
     ("model__head_channels", -1, "model.head_channels must be at least 0, got -1"),
     ("model__num_classes", -1, "model.num_classes must be at least 0, got -1"),
     ("model__augment_dim", 9, "model.augment_dim must be 0, got 9"),
+    ("restore__noise", -0.1, "restore.noise must be at least 0, got -0.1"),
+    ("restore__samples", 0, "restore.samples must be at least 1, got 0"),
+    ("restore__measured", True, "restore.measured needs restore.input"),
+    ("restore__factor", 2, "restore.factor is not a setting of operator=inpaint, method=pigdm"),
+    ("restore__operator", "inpant", "Did you mean 'inpaint'?"),
+    ("restore__method", "pgdm", "Did you mean 'pigdm'?"),
     ("objective__label_dropout", 1.5, "objective.label_dropout must be in [0, 1], got 1.5"),
     ("model__scale_by_sigma", True, "model.scale_by_sigma needs sde.name=ve, whose label is log sigma, got 'vp'"),
     ("model__progressive", "skip", "expected progressive among"),
     ("model__fir_kernel", (1,), "expected a fir_kernel of two or more numbers"),
 ])  # fmt: skip
-def test_networks_that_cannot_be_are_refused(key, value, message):
+def test_networks_and_measurements_that_cannot_be_are_refused(key, value, message):
     build(small_unet())
     with pytest.raises(ConfigError) as error:
         build(small_unet(**{key: value}))

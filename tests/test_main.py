@@ -316,7 +316,7 @@ def test_without_matplotlib_training_and_evaluation_go_on_and_plot_says_what_to_
     assert "elapsed" in out and err.count("pip install 'score_sde[plots]'") == 1
     there = json.loads((run / "eval" / "likelihood_test.json").read_text())
     report = LikelihoodReport(**{k: float("nan") if v is None else v for k, v in there.items()})
-    monkeypatch.setattr(modes, "_evaluate", lambda *_: report)
+    monkeypatch.setattr(modes.evaluation, "evaluate", lambda *_: report)
     out, err = succeed(f"--workdir={run}", "--mode=eval")
     assert "likelihood_test_by_level.npz\n" in out and err.count("pip install 'score_sde[plots]'") == 1
 
@@ -520,8 +520,8 @@ def test_results_that_cannot_be_written_are_told_before_the_work(mode, run, monk
     def work(*_, **__):
         raise AssertionError("worked for nothing")
 
-    for name in ("evaluate_likelihood", "generate"):
-        monkeypatch.setattr(modes, name, work)
+    monkeypatch.setattr(modes.evaluation, "evaluate_likelihood", work)
+    monkeypatch.setattr(modes.sampling, "generate", work)
     folder = run / ("eval" if mode == "eval" else "samples")
     shutil.rmtree(folder, ignore_errors=True)
     folder.write_text("a file in its place")
@@ -534,7 +534,7 @@ def test_a_defect_keeps_its_traceback(run, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(modes, "generate", fail)
+    monkeypatch.setattr(modes.sampling, "generate", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         command(f"--workdir={run}", "--mode=sample")
 
@@ -593,23 +593,19 @@ def test_more_examples_than_there_are(mode, run):
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "Lower training.batch_size"),
 ])  # fmt: skip
 def test_what_the_machine_lacks_gets_one_line(error, part, run, monkeypatch):
-    from score_sde import modes
-
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(modes, "generate", fail)
+    monkeypatch.setattr(modes.sampling, "generate", fail)
     code, _, err = command(f"--workdir={run}", "--mode=sample")
     assert code == 1 and part in err and err.count("\n") == 1
 
 
 def test_an_interrupted_command_has_no_traceback(run, monkeypatch):
-    from score_sde import modes
-
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(modes, "generate", interrupt)
+    monkeypatch.setattr(modes.sampling, "generate", interrupt)
     assert command(f"--workdir={run}", "--mode=sample")[0::2] == (130, "interrupted\n")
 
 
@@ -662,3 +658,32 @@ def test_samples_guided_to_a_class(config, tmp_path):
         assert message in refused(tmp_path, *guided, *change)
     unlabelled = [f"--workdir={score}", "--mode=sample", "--config.guidance.kind=autoguidance"]
     assert "no checkpoint of step 7" in refused(tmp_path, *unlabelled, "--config.guidance.step=7")
+
+
+# --- restoring measured data ------------------------------------------------------------------------------------------
+
+
+def test_points_are_restored_from_a_projection(run):
+    points = [f"--workdir={run}", "--mode=restore", "--config.restore.operator=project"]
+    points += ["--config.restore.measurements=1", "--config.restore.samples=3", "--config.sampling.steps=5"]
+    out, _ = succeed(*points, "--config.restore.examples=2", "--config.restore.method=moment_matching")
+    assert "2 x 3 samples" in out and "6 NFE of up to 7 networks each" in out and "spread / error" in out
+    stem = run / "restored" / "project_moment_matching_00000002"
+    with np.load(stem.with_suffix(".npz")) as found:
+        assert found["samples"].shape == (2, 3, 2) and found["measurements"].shape == (2, 1)
+        assert found["truth"].shape == (2, 2)
+    np.save(run / "y.npy", np.array([[0.3]]))
+    known = [f"--config.restore.input={run / 'y.npy'}", "--config.restore.measured=True"]
+    out, _ = succeed(*points, *known, "--config.restore.method=projection")
+    assert "1 x 3 samples" in out and "PSNR" not in out
+    for change, message in [
+        (["--config.restore.measurements=3"], "restore: expected restore.measurements in 1..2, got 3"),
+        (["--config.restore.operator=inpaint"], "restore.measurements is not a setting of operator=inpaint"),
+        ([f"--config.restore.input={run / 'none.npy'}"], "none.npy: expected a .npy array, got"),
+        ([f"--config.restore.input={run / 'y.npy'}"], "y.npy: expected an array of shape (2,)"),
+        (["--config.restore.examples=9999999"], "expected restore.examples of at most 5000"),
+        (["--config.restore.method=repaint", "--config.sampling.sampler=unipc"], "RePaint needs a sampler of one"),
+        (["--config.restore.noise=nan"], "restore.noise must be finite"),
+        (["--config.restore.examples=2.5"], "restore.examples"),
+    ]:
+        assert message in refused(run, *points, *change), message

@@ -64,7 +64,7 @@ WALLS = {
     "plots":       Room({"extras"},              {"numpy", "PIL"},                       {"matplotlib"}),
     # the edge
     "config":      Room(ANYTHING,                JAX | {"flax", "optax"} | CONFIG,       ODE),
-    "modes":       Room(ANYTHING | {"config"},   {"jax"}),
+    "modes":       Room(ANYTHING | {"config"},   {"jax", "numpy"}),
     "main":        Room(ANYTHING | {"config", "modes"}, CONFIG),
     "weights":     Room(ANYTHING | {"config", "modes", "main"}, JAX | {"flax"} | CONFIG, {"safetensors"}),
 }  # fmt: skip

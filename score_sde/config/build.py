@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from score_sde.evaluation.likelihood import EvalOptions
+from score_sde.evaluation.restoration import RestoreOptions
 from score_sde.evaluation.samples import SamplingOptions
 from score_sde.plots import suits
 from score_sde.training.experiment import Classification, Experiment, Task
@@ -15,7 +16,7 @@ from score_sde.training.loop import TrainingOptions
 from .datasets import DATASETS, data_set
 from .kinds import Builder
 from .names import BOUNDS, CLASSIFIERS, DIVERGENCES, MODELS, PREDICTIONS, SDES, SOLVERS, TIMES, WEIGHTINGS
-from .samplers import guidance_options, sampling_options
+from .samplers import guidance_options, restore_options, sampling_options
 from .template import ConfigError, base_config, flatten, type_of
 from .validation import batch_problems, check_counts, check_numbers, check_sizes, wrong_types
 
@@ -29,6 +30,7 @@ class Run:
     experiment: Task
     training: TrainingOptions
     sampling: SamplingOptions
+    restoration: RestoreOptions
     evaluation: EvalOptions
     seed: int
     sampling_seed: int
@@ -67,6 +69,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     )
     how_to_sample = sampling_options(make, c.sampling, sde, c.data.range)
     how_to_sample = replace(how_to_sample, guidance=guidance_options(make, c))
+    restoration = restore_options(make, c.restore)
     dataset = data_set(make, c.data)
     make.unused("sde", c.sde, ["name"])
     make.unused("model", c.model, ["name"])
@@ -118,6 +121,7 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         experiment=experiment,
         training=training,
         sampling=how_to_sample,
+        restoration=restoration,
         evaluation=EvalOptions(
             divergence=divergence,
             solver=solver,

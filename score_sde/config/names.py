@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from score_sde import likelihood, models, predictions, sampling, sdes
-from score_sde.evaluation import guided
+from score_sde.evaluation import guided, measured
 from score_sde.objectives import times, weightings
 from score_sde.sampling import grids
 
@@ -72,6 +72,7 @@ OTHER_SAMPLERS = {
 CORRECTORS = {"langevin": sampling.Langevin, "annealed_langevin": sampling.AnnealedLangevin}
 GRIDS = {"uniform": grids.uniform, "quadratic": grids.quadratic, "log_snr": grids.log_snr, "edm": grids.edm}
 GUIDES = {"classifier_free": guided.by_label, "classifier": guided.by_classifier, "autoguidance": guided.by_weaker}
+OPERATORS, METHODS = measured.OPERATORS, measured.METHODS
 BOUNDS = ("continuous", "discrete", "none")
 CLIPS = {"none": None, "static": sampling.Clipped, "dynamic": sampling.DynamicThreshold}
 # Settings whose plain names mean something else in the section.

@@ -52,4 +52,8 @@ PRESETS = {
         "UniPC-3 of Zhao et al. 2023, 10 steps in log-SNR",
         dict(sampler="unipc", order=3, published=True, steps=10, grid="log_snr"),
     ),
+    "restore": (
+        "what --mode=restore takes unless told otherwise: steps of q(x' | x, D(x)), 100 in log-SNR",
+        dict(sampler="ddim", eta=1.0, steps=100, grid="log_snr"),
+    ),
 }  # fmt: skip

@@ -10,10 +10,22 @@ from ml_collections import ConfigDict
 from score_sde import sampling, sdes
 from score_sde.evaluation import guided
 from score_sde.evaluation.guided import GuidanceOptions
+from score_sde.evaluation.restoration import RestoreOptions
 from score_sde.evaluation.samples import SamplingOptions
 
 from .kinds import Builder, settings
-from .names import CLIPS, CORRECTOR_KEYS, CORRECTORS, GRIDS, GUIDES, OTHER_SAMPLERS, SAMPLER_KEYS, SAMPLERS
+from .names import (
+    CLIPS,
+    CORRECTOR_KEYS,
+    CORRECTORS,
+    GRIDS,
+    GUIDES,
+    METHODS,
+    OPERATORS,
+    OTHER_SAMPLERS,
+    SAMPLER_KEYS,
+    SAMPLERS,
+)
 from .presets import PRESETS
 from .template import ConfigError, base_config
 from .validation import did_you_mean
@@ -34,8 +46,8 @@ def use_preset(config: ConfigDict, name: str, keep: Iterable[str] = ()) -> None:
         config.sampling[key] = values[key]
 
 
-def choose_sampler(config: ConfigDict, overrides: Iterable[str]) -> None:
-    """Let the command line's sampler or preset replace the config's, whose own settings then go.
+def choose_sampler(config: ConfigDict, overrides: Iterable[str], default: str | None = None) -> None:
+    """Let the command line's sampler or preset, or else that of `default`, replace the config's with its settings.
 
     Raises:
         ConfigError: there is no such preset.
@@ -50,6 +62,8 @@ def choose_sampler(config: ConfigDict, overrides: Iterable[str]) -> None:
             c[key] = None
         if "corrector" not in given:
             c.corrector = "none"
+    elif default is not None:
+        use_preset(config, default, given)
 
 
 def describe_sampling() -> str:
@@ -70,6 +84,8 @@ def describe_sampling() -> str:
     }
     parts = {f"sampling.{key}": rows for key, rows in parts.items()}
     parts["guidance.kind"] = [(n, first_line(f), "  scale=1.0  interval=LOW,HIGH") for n, f in GUIDES.items()]
+    parts["restore.operator"] = [(n, first_line(cls), listed(cls)) for n, cls in OPERATORS.items()]
+    parts["restore.method"] = [(n, first_line(cls), listed(cls)) for n, cls in METHODS.items()]
     lines = []
     for key, rows in parts.items():
         lines.append(f"--config.{key}=")
@@ -104,7 +120,7 @@ def sampling_options(make: Builder, c: ConfigDict, sde: sdes.AffineSDE | None, d
         make.check(c.corrector == "none", f"sampling.sampler={c.sampler} takes no corrector, got {c.corrector!r}")
         solver = sampling.sample_adaptive if c.sampler == "adaptive_ode" else sampling.sample_sde
         make.check(not c.trajectory, f"sampling.sampler={c.sampler} keeps no trajectory; leave sampling.trajectory=0")
-        solve, steps = partial(solver, **given, **common), None
+        solve, steps, sampler = partial(solver, **given, **common), None, None
     else:
         predictor = make.make("sampling", c, "sampler", SAMPLERS, SAMPLER_KEYS) if c.sampler in SAMPLERS else None
         make.choose("sampling.corrector", {"none": None, **CORRECTORS}, c.corrector)
@@ -124,7 +140,7 @@ def sampling_options(make: Builder, c: ConfigDict, sde: sdes.AffineSDE | None, d
         make.check(good, f"sampling.trajectory must be 0 or in 2..{c.steps + 1} (steps + 1), got {c.trajectory}")
         solve, steps = partial(sampling.sample, sampler=sampler, steps=c.steps, grid=grid, **common), c.steps
     make.unused("sampling", c, ["sampler", "corrector", "grid"])
-    return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform, c.trajectory)
+    return SamplingOptions(solve, c.num_samples, c.batch_size, steps, transform, c.trajectory, sampler=sampler)
 
 
 def guidance_options(make: Builder, c: ConfigDict) -> GuidanceOptions:
@@ -158,3 +174,14 @@ def guidance_options(make: Builder, c: ConfigDict) -> GuidanceOptions:
         make.check(good, f"guidance.interval must be two rising numbers, of log-SNR, got {interval}")
         interval = tuple(map(float, interval)) if good else None
     return GuidanceOptions(guide, label, g.scale, interval, g.workdir, g.step)
+
+
+def restore_options(make: Builder, c: ConfigDict) -> RestoreOptions:
+    """The restore section.  Where it has problems, what is returned is of no use."""
+    make.used["restore"] = {"noise", "examples", "samples", "input", "measured"}
+    operator = make.make("restore", c, "operator", OPERATORS)
+    method = make.make("restore", c, "method", METHODS)
+    make.unused("restore", c, ["operator", "method"])
+    make.check(c.noise >= 0, f"restore.noise must be at least 0, got {c.noise}")
+    make.check(c.input is not None or not c.measured, "restore.measured needs restore.input, what was measured")
+    return RestoreOptions(operator, method, c.noise, c.examples, c.samples, c.input, c.measured)

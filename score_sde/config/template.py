@@ -15,7 +15,9 @@ from .names import (
     CORRECTOR_KEYS,
     CORRECTORS,
     DIVERGENCES,
+    METHODS,
     MODELS,
+    OPERATORS,
     PREDICTIONS,
     SAMPLER_KEYS,
     SAMPLERS,
@@ -60,6 +62,10 @@ def base_config() -> ConfigDict:
             "guidance": {
                 "kind": "none", "scale": 1.0, "interval": placeholder(tuple), "workdir": placeholder(str),
                 "step": placeholder(int),
+            },
+            "restore": {
+                **section(OPERATORS, "operator", "inpaint"), **section(METHODS, "method", "pigdm"),
+                "noise": 0.05, "examples": 4, "samples": 8, "input": placeholder(str), "measured": False,
             },
             "eval": {
                 "split": "test", "batch_size": 64, "num_examples": placeholder(int),

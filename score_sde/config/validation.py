@@ -17,6 +17,7 @@ WIDEST, DEEPEST = 2**16, 100
 COUNTS = {
     "training": dict(batch_size=1, steps=1, cpu_devices=0),
     "sampling": dict(batch_size=1, steps=1, num_samples=1, temperature=0),
+    "restore": dict(examples=1, samples=1),
     "eval": dict(batch_size=1, num_examples=1, passes=1, bound_draws=1, round_trip=0),
 }
 

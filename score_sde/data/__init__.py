@@ -9,7 +9,7 @@ Everything here is NumPy: pixels stay integers until they are on the device.
 from score_sde.data.cifar10 import cifar10
 from score_sde.data.digits import digits
 from score_sde.data.idx import fashion_mnist, mnist
-from score_sde.data.images import image_shape, images
+from score_sde.data.images import image_shape, images, read_image
 from score_sde.data.numpy_files import array_shape, arrays
 from score_sde.data.pipeline import batch_indices, batches, in_order
 from score_sde.data.sources import ArraySource, DataError, Source, Subset, split_rows
@@ -35,6 +35,7 @@ __all__ = [
     "images",
     "in_order",
     "mnist",
+    "read_image",
     "split_rows",
     "swiss_roll",
     "two_moons",

@@ -62,6 +62,16 @@ def image_shape(directory: str | os.PathLike, *, channels: int, size: int | None
     return _shape(directory, files[rows["train"][0]], channels, size)
 
 
+def read_image(file: str | os.PathLike, *, channels: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels of one file, of the given shape (height, width, channels), uint8; DataError where it is none."""
+    found = _decode(os.fspath(file), channels, None)
+    if isinstance(found, str):
+        raise DataError(f"{file}: expected a PNG, JPEG or WebP image, got {found}.")
+    if found.shape != tuple(shape):
+        raise DataError(f"{file}: expected {shape[1]}x{shape[0]} pixels, got {found.shape[1]}x{found.shape[0]}.")
+    return found
+
+
 def _check_options(channels: int, size: int | None) -> None:
     if channels not in _MODES:
         raise ValueError(f"expected channels=1 (grey) or 3 (RGB), got {channels}. Say which the images shall have.")

@@ -14,7 +14,7 @@ import numpy as np
 from score_sde.evaluation.guided import GuidanceOptions
 from score_sde.files import write_arrays, write_bytes
 from score_sde.plots import animation, picture, strip
-from score_sde.sampling import Samples
+from score_sde.sampling import Sampler, Samples
 from score_sde.sdes import AffineSDE, Score
 from score_sde.training.experiment import Experiment
 from score_sde.training.mesh import data_mesh, per_device
@@ -30,6 +30,7 @@ class SamplingOptions:
     steps: the number of steps where `solve` takes `progress=`, else None.
     transform: `transform(score, sde) -> score`, such as Clipped, or None.
     guidance: whose score it is.
+    sampler: the one of a fixed grid that `solve` has bound, or None.
     trajectory: how many moments to keep from the noise to the sample, which `solve` must then take; 0 for none.
     """
 
@@ -40,6 +41,7 @@ class SamplingOptions:
     transform: Callable[[Score, AffineSDE], Score] | None = None
     trajectory: int = 0
     guidance: GuidanceOptions = GuidanceOptions()
+    sampler: Sampler | None = None
 
 
 class Generated(NamedTuple):
@@ -51,7 +53,7 @@ class Generated(NamedTuple):
     states: np.ndarray | None
 
 
-class _Watched:
+class Watched:
     """What a solve reports its steps to: whoever watches, if any.  One object per program, which holds on to it."""
 
     def __init__(self):
@@ -63,14 +65,14 @@ class _Watched:
 
 
 @lru_cache(maxsize=1)  # snapshots in a training ask again and again
-def _compiled(experiment: Experiment, options: SamplingOptions, task: Any = None) -> tuple[Callable, _Watched]:
+def _compiled(experiment: Experiment, options: SamplingOptions, task: Any = None) -> tuple[Callable, Watched]:
     """`f((params, those of the guide), keys (B,)) -> (x, nfe, states)` on all devices.
 
     Compiled once per B, a multiple of the device count.  `task` is the guide's.
 
     states: (B, moments, *shape), the last of them x itself (which may be denoised); None where none are asked for.
     """
-    watched = _Watched()
+    watched = Watched()
     report = {} if options.steps is None else {"progress": watched}
     report |= {"trajectory": options.trajectory - 1} if options.trajectory else {}
 
@@ -106,7 +108,7 @@ def generate(
     followed = min(options.num_samples, _shown(experiment.levels)) if options.trajectory else 0
     for first in range(0, options.num_samples, options.batch_size):
         if bar and options.steps:
-            watched.watch = _within_batch(bar, first, options)
+            watched.watch = within_batch(bar, first, options, options.num_samples)
         x, nfe, moments = run(
             (params, weights), keys_of(jnp.arange(first, first + options.batch_size))
         )  # the surplus of the last is cut
@@ -128,7 +130,9 @@ def generate(
     return Generated(x, nfe, np.concatenate(states, axis=1) if states else None)
 
 
-def _within_batch(bar: Progress, first: int, options: SamplingOptions, *, pause: float = 5.0) -> Callable[[int], None]:
+def within_batch(
+    bar: Progress, first: int, options: SamplingOptions, total: int, *, pause: float = 5.0
+) -> Callable[[int], None]:
     """Report the share of a batch's steps that is done, at most every `pause` seconds and never backwards."""
     seen, last = 0, None  # the clock starts with the first step: what is before it compiles
 
@@ -137,7 +141,7 @@ def _within_batch(bar: Progress, first: int, options: SamplingOptions, *, pause:
         last = time.monotonic() if last is None else last
         if step > seen and time.monotonic() - last > pause:
             seen, last = step, time.monotonic()
-            done = min(first + options.batch_size * step // options.steps, options.num_samples - 1)
+            done = min(first + options.batch_size * step // options.steps, total - 1)
             bar.update(done, f"step {step}/{options.steps}")
 
     return watch

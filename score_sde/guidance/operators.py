@@ -203,6 +203,5 @@ def random_projection(key: Array, event: tuple[int, ...], rows: int) -> Matrix:
 
 def gaussian_kernel(std: float, radius: int) -> Array:
     """A Gaussian of this standard deviation in pixels, (2 radius + 1) squared, of sum 1, for `Blur`."""
-    line = jnp.exp(-0.5 * jnp.square(jnp.arange(-radius, radius + 1.0) / std))
-    kernel = line[:, None] * line[None, :]
-    return kernel / kernel.sum()
+    line = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1.0) / std))
+    return jnp.asarray(np.outer(line, line) / line.sum() ** 2)

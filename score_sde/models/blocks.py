@@ -21,6 +21,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from .convolution import convolve
+
 RESCALE = 2.0**-0.5  # (a + b)/sqrt(2) keeps the variance of two independent branches
 EMBEDDINGS = ("positional", "fourier")
 
@@ -57,7 +59,8 @@ def conv(
 ) -> nn.Conv:
     """`size` x `size` convolution, which keeps height and width unless told otherwise."""
     window, strides = (size, size), (stride, stride)
-    return nn.Conv(features, window, strides, padding, kernel_init=default_init(init_scale), dtype=dtype)
+    how = dict(kernel_init=default_init(init_scale), dtype=dtype, conv_general_dilated=convolve)
+    return nn.Conv(features, window, strides, padding, **how)
 
 
 def group_count(channels: int) -> int:

@@ -39,7 +39,7 @@ class TrainingOptions:
 
     batch_size: int = 128
     steps: int = 1_300_000
-    steps_per_dispatch: int = 1  # steps in one program: for short steps on accelerators (slow for U-Nets on a CPU)
+    steps_per_dispatch: int = 1  # steps in one program: for short steps
     learning_rate: float = 2e-4
     warmup: int = 5000
     clip_norm: float = 1.0  # 0: off

@@ -106,7 +106,7 @@ def test_a_second_call_compiles_nothing():
 def test_progress_within_a_batch_is_shown_now_and_then(capsys):
     o = options(num_samples=6, batch_size=4, steps=100)
     bar = samples_room.Progress("sample", 6)
-    watch = samples_room._within_batch(bar, 4, o, pause=-1.0)
+    watch = samples_room.within_batch(bar, 4, o, o.num_samples, pause=-1.0)
     for step in (0, 50, 30, 100):  # callbacks may arrive out of order
         watch(step)
     assert [line.split()[1:4] for line in capsys.readouterr().err.splitlines()] == [

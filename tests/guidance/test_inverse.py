@@ -157,30 +157,76 @@ def chi_square(counts):
     return float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
 
 
-def calibration(make, noise, n=400, draws=19):
-    """Chi-square of the ranks of n truths among posterior draws, in 20 cells, for two functions of x."""
-    x, _ = measurements(n, key=7)
+def calibration(law, solve, noise, n=400, draws=19):
+    """Chi-square of the ranks of n truths of a law among posterior draws, in 20 cells, for two functions of x.
+
+    `solve(key, y)` makes a draw for each of its measurements.
+    """
+    x = law.sample(jax.random.key(7), n)
     y = operator()(x) + noise * jax.random.normal(jax.random.key(9), (n, 2))
-    out = ss.sample(
-        jax.random.key(11), SDE, make(jnp.repeat(y, draws, axis=0)), (n * draws, 3),
-        sampler=ss.DPMSolverPP(2), steps=40, grid=ss.grids.log_snr, t_end=1e-3,
-    ).x.reshape(n, draws, 3)  # fmt: skip
+    out = solve(jax.random.key(11), jnp.repeat(y, draws, axis=0)).reshape(n, draws, 3)
     statistics = [lambda x: x[..., 0], lambda x: jnp.sum(x**2, -1)]
     return [chi_square(np.bincount(ranks(f(out), f(x)), minlength=draws + 1)) for f in statistics]
+
+
+def along_the_flow(make):
+    """Draws by the probability flow of the score that `make(y)` gives."""
+
+    def solve(key, y):
+        way = dict(sampler=ss.DPMSolverPP(2), steps=40, grid=ss.grids.log_snr, t_end=1e-3)
+        return ss.sample(key, SDE, make(y), (len(y), 3), **way).x
+
+    return solve
 
 
 LIMIT = 43.8  # 0.999 of chi-square with 19 degrees of freedom
 
 
 def test_moment_matching_is_calibrated():
-    score = prior().score(SDE)
-    assert max(calibration(lambda y: ss.moment_matching(score, SDE, operator(), y, 0.4, iterations=2), 0.4)) < LIMIT
+    make = lambda y: ss.moment_matching(prior().score(SDE), SDE, operator(), y, 0.4, iterations=2)  # noqa: E731
+    assert max(calibration(prior(), along_the_flow(make), 0.4)) < LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("believed, calibrated", [(0.7, True), (0.1, False)])
+def test_pigdm_is_calibrated_where_the_prior_is_what_it_believes(believed, calibrated):
+    law = ss.Gaussian(jnp.asarray(MEAN), jnp.asarray(0.7))
+    make = lambda y: ss.pigdm(law.score(SDE), SDE, operator(), y, 0.4, prior_variance=believed)  # noqa: E731
+    found = max(calibration(law, along_the_flow(make), 0.4))
+    assert found < LIMIT if calibrated else found > 2 * LIMIT
+
+
+@pytest.mark.slow
+def test_particles_are_calibrated_on_a_mixture():
+    """Where no method that takes the data for Gaussian is; each draw has particles of its own."""
+    law = ss.GaussianMixture(jnp.array([[-1.0, 0.5, 0.0], [1.0, 0.0, 0.3]]), jnp.array([0.4, 0.3]))
+
+    def solve(key, y):
+        guided = ss.pigdm(law.score(SDE), SDE, operator(), y, 0.4)
+        out = ss.sample_smc(key, SDE, guided, (len(y), 3), particles=64, steps=60, t_end=1e-3)
+        return out.draw(jax.random.fold_in(key, 1))
+
+    assert max(calibration(law, solve, 0.4, n=120)) < LIMIT
 
 
 @pytest.mark.slow
 def test_dps_is_not_calibrated():
-    score = prior().score(SDE)
-    assert max(calibration(lambda y: ss.dps(score, SDE, operator(), y, 0.4), 0.4)) > 2 * LIMIT
+    make = lambda y: ss.dps(prior().score(SDE), SDE, operator(), y, 0.4)  # noqa: E731
+    assert max(calibration(prior(), along_the_flow(make), 0.4)) > 2 * LIMIT
+
+
+@pytest.mark.slow
+def test_dps_samples_what_a_measurement_that_is_not_linear_allows():
+    """Of N(0, I) in the plane, given the distance from the origin: at that distance, in every direction alike."""
+    law, n = ss.Gaussian(jnp.zeros(2), jnp.ones(2)), 1024
+    y = jnp.where(jnp.arange(n) % 2 == 0, 1.0, 2.5)[:, None]
+    distance = lambda x: jnp.sqrt(jnp.sum(x**2, 1, keepdims=True) + 1e-6)  # noqa: E731
+    guided = ss.dps(law.score(SDE), SDE, distance, y, 0.2)
+    way = dict(sampler=ss.DDIM(eta=1.0), steps=400, grid=ss.grids.log_snr)
+    x = np.asarray(ss.sample(jax.random.key(0), SDE, guided, (n, 2), **way).x)
+    found = np.linalg.norm(x, axis=1).reshape(-1, 2)
+    assert np.abs(found.mean(0) - [1.0, 2.5]).max() < 0.1 and found.std(0).max() < 0.25
+    assert np.abs((x / np.linalg.norm(x, axis=1, keepdims=True)).mean(0)).max() < 4 * (0.5 / n) ** 0.5
 
 
 def test_conjugate_gradients_solve(x64):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import score_sde as ss
-from tests.guidance.exact import MEANS, SDE, STDS, Classifier, Counted, Labelled, at, component, mixture
+from tests.guidance.exact import MEANS, SDE, STDS, Classifier, Counted, Labelled, affine_law, at, component, mixture
 
 
 def exact_score():  # in the precision of the test
@@ -198,6 +198,28 @@ def test_autoguidance_extrapolates_from_the_weak_score(x64):
     weak, strong = np.sin(x), -np.asarray(x * t[:, None])
     expected = weak + np.asarray(scale)[:, None] * (strong - weak)
     np.testing.assert_allclose(guided, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_samples_of_autoguidance_follow_the_law_of_its_scores():
+    """Of one Gaussian, and a weaker one of a larger variance: along each axis the flow is
+
+    du = (f + g^2 k / 2) u dt,  u = x - alpha m,  k = w / (alpha^2 s^2 + sigma^2) + (1 - w) / (alpha^2 S^2 + sigma^2),
+
+    so that u shrinks by the exponential of an integral.
+    """
+    mean, variances, weaker, scale = np.array([0.6, -0.4]), np.array([0.25, 0.04]), np.array([0.6, 0.3]), 2.0
+    strong, weak = (ss.Gaussian(jnp.array(mean.tolist()), jnp.array(v.tolist())) for v in (variances, weaker))
+    guided = ss.autoguidance(strong.score(SDE), weak.score(SDE), scale)
+    got_mean, got_covariance = affine_law(SDE, guided, 2, rtol=1e-5, atol=1e-5)
+
+    t = np.geomspace(1e-3, 1.0, 20_001)[:, None]
+    beta, square = 0.1 + 19.9 * t, np.exp(-0.1 * t - 9.95 * t**2)  # of VP; alpha^2
+    k = scale / (square * variances + 1 - square) + (1 - scale) / (square * weaker + 1 - square)
+    shrunk = np.exp(-np.trapezoid(beta / 2 * (k - 1), t, axis=0))
+    end, start = np.sqrt(square[0]), np.sqrt(square[-1])
+    np.testing.assert_allclose(got_mean, end * mean - shrunk * start * mean, atol=1e-4)
+    np.testing.assert_allclose(got_covariance, np.diag(shrunk**2), atol=1e-4)
+    assert np.all(shrunk**2 < 0.8 * variances)  # narrower than either
 
 
 def test_gradient_is_in_float32():

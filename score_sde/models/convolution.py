@@ -1,0 +1,96 @@
+"""Convolutions that stay fast in loops on a CPU, with all their derivatives.
+
+XLA has fast code on CPUs for convolutions of images (n, h, w, c) with kernels (h, w, in, out).  It rearranges others
+into these, but not in the bodies of loops, where they take 10 to 30 times as long; and samplers are loops, as is
+training with several steps a dispatch.  The derivatives that JAX makes are such others.  These here are not.  For
+
+    y = x * k:  y[n, p, q, o] = sum x[n, s p + i, s q + j, c] k[i, j, c, o],  x padded, with stride s,
+
+and Y, y with s - 1 zeros between its pixels, the derivatives' transposes are
+
+    of x:  Y * (k turned by 180 degrees, in and out exchanged)
+    of k:  sum x[n, p + i, q + j, c] Y[n, p, q, o]: images are the channels of x, and n are the channels.  With many
+           channels it is faster along the height alone, the shift j along the width being another image and the
+           channels the pixels of a row, (n, q): the sums are long then, whatever the batch.
+
+Both are themselves of the kind that is fast.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+WIDE = 64  # channels from which the derivative of the kernel is taken along the height alone
+Pad = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolve(x: Array, kernel: Array, strides, padding, **how) -> Array:
+    """`lax.conv_general_dilated` of images, with the arguments that `flax.linen.Conv` calls it with."""
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(x, kernel, strides, padding, **how)
+    if kernel.shape[:2] == (1, 1) and set(strides) == {1}:
+        return jnp.tensordot(x, kernel[0, 0], 1)
+    pad = padding
+    if isinstance(padding, str):
+        pad = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return convolution_p.bind(x, kernel, stride=strides[0], pad=tuple(map(tuple, pad)))
+
+
+def _convolution(x: Array, kernel: Array, *, stride: int, pad: Pad) -> Array:
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _spread(y: Array, x, kernel, stride: int, pad: Pad) -> Array:
+    """y with zeros between its pixels: the shape that it would have with a stride of 1."""
+    edges = [(0, 0, 0)]
+    for axis in (0, 1):
+        size = x.shape[1 + axis] + sum(pad[axis]) - kernel.shape[axis] + 1
+        edges.append((0, size - (y.shape[1 + axis] - 1) * stride - 1, stride - 1))
+    return y if stride == 1 else lax.pad(y, jnp.zeros((), y.dtype), [*edges, (0, 0, 0)])
+
+
+def _image_transpose(y: Array, x, kernel: Array, *, stride: int, pad: Pad) -> Array:
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    rest = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, pad, strict=False))
+    return convolution_p.bind(_spread(y, x.aval, kernel, stride, pad), turned, stride=1, pad=rest)
+
+
+def _kernel_transpose(y: Array, x: Array, kernel, *, stride: int, pad: Pad) -> Array:
+    height, width, c, features = kernel.aval.shape
+    y = _spread(y, x, kernel.aval, stride, pad)
+    n, h, w, _ = y.shape
+    if c < WIDE:
+        images, rows = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
+        return convolution_p.bind(images, rows, stride=1, pad=pad).transpose(1, 2, 0, 3)
+    shifted = jnp.pad(x, ((0, 0), (0, 0), pad[1], (0, 0)))
+    shifted = jnp.concatenate([shifted[:, :, j : j + w] for j in range(width)], axis=-1)
+    images = shifted.transpose(3, 1, 0, 2).reshape(width * c, x.shape[1], n * w)
+    rows = y.transpose(1, 0, 2, 3).reshape(h, n * w, features)
+    out = lax.conv_general_dilated(images, rows, (1,), pad[:1], dimension_numbers=("NHC", "HIO", "NHC"))
+    return out.reshape(width, c, height, features).transpose(2, 0, 1, 3)
+
+
+def _batched(arrays, axes, **how):
+    """Images of several batches are one batch; with several kernels it is whatever JAX makes of it."""
+    x, kernel = arrays
+    if axes[1] is not None:
+        return jax.vmap(lambda x, k: _convolution(x, k, **how), in_axes=tuple(axes))(x, kernel), 0
+    x = jnp.moveaxis(x, axes[0], 0)
+    y = convolution_p.bind(x.reshape(-1, *x.shape[2:]), kernel, **how)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+def _shape(x, kernel, *, stride: int, pad: Pad) -> ShapedArray:
+    size = [(x.shape[1 + i] + sum(pad[i]) - kernel.shape[i]) // stride + 1 for i in (0, 1)]
+    return ShapedArray((x.shape[0], *size, kernel.shape[3]), x.dtype)
+
+
+convolution_p = Primitive("image_convolution")
+convolution_p.def_impl(_convolution)
+convolution_p.def_abstract_eval(_shape)
+mlir.register_lowering(convolution_p, mlir.lower_fun(_convolution, multiple_results=False))
+ad.defbilinear(convolution_p, _image_transpose, _kernel_transpose)
+batching.primitive_batchers[convolution_p] = _batched
