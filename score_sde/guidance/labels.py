@@ -6,7 +6,8 @@
 
 At w = 1 the first two are the score of the conditional law, if the classifier, or the conditional network, is exact.
 At no other scale does any of them sample the tilted law proportional to p(x) p(c | x)^w: the tilted law does not
-diffuse into p_t(x) p_t(c | x)^w, so the ODE and the SDE miss it, each in its own way (tests/guidance/test_particles.py).
+diffuse into p_t(x) p_t(c | x)^w, so the ODE and the SDE miss it, each in its own way: see
+tests/guidance/test_particles.py.
 `sample_smc` samples it.
 
 Scales are numbers, one for each sample (B,), or functions of time, `lambda t: f(sde.log_snr(t))` for a schedule in
