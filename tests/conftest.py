@@ -77,3 +77,10 @@ def pytest_runtest_teardown(item, nextitem):
     count = item.config.stash[TESTS_RUN] = item.config.stash.get(TESTS_RUN, 0) + 1
     if count % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def x64():
+    """float64 for one test."""
+    with jax.enable_x64(True):
+        yield
