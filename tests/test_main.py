@@ -365,7 +365,7 @@ def test_digits_end_to_end(tmp_path):
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "an unknown mode": (["--mode=trian"], "<train|eval|sample|plot>"),
+    "an unknown mode": (["--mode=trian"], "<train|eval|sample|restore|plot>"),
     "an unknown flag": (["--modee=train"], "Unknown command line flag 'modee'"),
     "a misspelt override": (["--config.training.stepz=3"], "'training.stepz'. Did you mean 'training.steps'?"),
     "an override without its section": (["--config.steps=3"], "'steps'. Did you mean"),

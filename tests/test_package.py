@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ def seconds_to_import(module: str) -> float:
 def test_import_costs_little_more_than_jax():
     seconds_to_import("score_sde")  # writes the byte code
     pairs = [(seconds_to_import("jax"), seconds_to_import("score_sde")) for _ in range(5)]
-    extra = statistics.median(ours - jax for jax, ours in pairs)
+    extra = min(ours for _, ours in pairs) - min(jax for jax, _ in pairs)  # other work on the machine only adds
     assert extra <= 0.2, f"import score_sde costs {extra:.2f} s more than import jax; (jax, score_sde): {pairs}"
 
 

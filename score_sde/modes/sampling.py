@@ -142,5 +142,5 @@ def _unused(stem: Path) -> Path:
     """`stem`, or where samples of it are there already, the first free of stem_2, stem_3, ..."""
     found, n = stem, 1
     while found.with_suffix(".npz").exists():
-        found, n = stem.withname_of(f"{stem.name}_{n + 1}"), n + 1
+        found, n = stem.with_name(f"{stem.name}_{n + 1}"), n + 1
     return found

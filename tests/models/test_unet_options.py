@@ -296,7 +296,7 @@ def test_bfloat16_is_close_and_float32_outside():
 def test_bfloat16_is_where_it_should_be(fields):
     net = unet(**fields, dtype="bfloat16")
     found = traced(net, random_params(net))
-    convolutions = [e.outvars[0].aval for e in found if e.primitive.name == "conv_general_dilated"]
+    convolutions = [e.outvars[0].aval for e in found if "convolution" in e.primitive.name]
     full = [aval for aval in convolutions if aval.dtype == jnp.float32]
     assert {aval.shape[-1] for aval in full} == {3}  # the last ones alone
     assert len(full) < len(convolutions)
