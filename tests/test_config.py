@@ -1,7 +1,10 @@
 """Configs: those that ship build, the names reach everything public, and what makes no sense is refused at once."""
 
 import inspect
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -107,6 +110,20 @@ def test_vp_cifar_has_the_published_size():
     x, label = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32"), jax.ShapeDtypeStruct((1,), "float32")
     shapes = jax.eval_shape(network.init, jax.random.key(0), x, label)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 61_804_419
+
+
+def test_build_leaves_the_number_of_devices_to_be_chosen():
+    """Tracing the network must not start a backend: the command line splits the CPU after that."""
+    code = (
+        "import runpy, jax\nfrom score_sde.config import build\n"
+        "build(runpy.run_path('configs/vp_digits.py')['get_config']())\n"
+        "jax.config.update('jax_num_cpu_devices', 2)\nassert jax.device_count() == 2\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=FOLDER.parent, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_build_compiles_nothing(own_data):

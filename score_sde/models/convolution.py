@@ -16,6 +16,8 @@ and Y, y with s - 1 zeros between its pixels, the derivatives' transposes are
 Both are themselves of the kind that is fast.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -29,8 +31,6 @@ Pad = tuple[tuple[int, int], tuple[int, int]]
 
 def convolve(x: Array, kernel: Array, strides, padding, **how) -> Array:
     """`lax.conv_general_dilated` of images, with the arguments that `flax.linen.Conv` calls it with."""
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(x, kernel, strides, padding, **how)
     if kernel.shape[:2] == (1, 1) and set(strides) == {1}:
         return jnp.tensordot(x, kernel[0, 0], 1)
     pad = padding
@@ -59,6 +59,8 @@ def _image_transpose(y: Array, x, kernel: Array, *, stride: int, pad: Pad) -> Ar
 
 
 def _kernel_transpose(y: Array, x: Array, kernel, *, stride: int, pad: Pad) -> Array:
+    if jax.default_backend() != "cpu":  # asked here, since the forward pass is traced before devices are chosen
+        return jax.linear_transpose(lambda k: _convolution(x, k, stride=stride, pad=pad), kernel.aval)(y)[0]
     height, width, c, features = kernel.aval.shape
     y = _spread(y, x, kernel.aval, stride, pad)
     n, h, w, _ = y.shape
@@ -83,14 +85,13 @@ def _batched(arrays, axes, **how):
     return y.reshape(*x.shape[:2], *y.shape[1:]), 0
 
 
-def _shape(x, kernel, *, stride: int, pad: Pad) -> ShapedArray:
-    size = [(x.shape[1 + i] + sum(pad[i]) - kernel.shape[i]) // stride + 1 for i in (0, 1)]
-    return ShapedArray((x.shape[0], *size, kernel.shape[3]), x.dtype)
+def _abstract(x: ShapedArray, kernel: ShapedArray, **how) -> ShapedArray:
+    return jax.make_jaxpr(partial(_convolution, **how))(x, kernel).out_avals[0]
 
 
 convolution_p = Primitive("image_convolution")
 convolution_p.def_impl(_convolution)
-convolution_p.def_abstract_eval(_shape)
+convolution_p.def_abstract_eval(_abstract)
 mlir.register_lowering(convolution_p, mlir.lower_fun(_convolution, multiple_results=False))
 ad.defbilinear(convolution_p, _image_transpose, _kernel_transpose)
 batching.primitive_batchers[convolution_p] = _batched

@@ -54,6 +54,12 @@ def test_values_and_derivatives_are_those_of_the_convolution(window, stride, pad
     close(jax.jit(all_of, static_argnums=0)(ours), jax.jit(all_of, static_argnums=0)(theirs))
 
 
+def test_other_devices_keep_their_own_derivative_of_the_kernel(monkeypatch):
+    ours, theirs, x, k = case(*CASES[2])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    close(*(jax.grad(lambda k, f=f: jnp.sum(jnp.sin(f(x, k))))(k) for f in (ours, theirs)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window, stride, padding, channels", CASES + MORE)
 def test_second_derivatives(window, stride, padding, channels):
