@@ -1,6 +1,6 @@
 """Half of a Fashion-MNIST image from the other half: every method of `--mode=restore` in one table.
 
-    python experiments/restoration.py --check
+    python experiments/restoration.py
 
 The upper halves of the first test images are measured with noise of 0.05 (grey levels span 2), and each method draws
 samples of the whole images from the kept weights of configs/vp_fashion_mnist.py.  In the table:
@@ -12,9 +12,7 @@ samples of the whole images from the kept weights of configs/vp_fashion_mnist.py
     NFE, networks evaluations of the score of a sample, and networks (forward or backward) that they run
     s             seconds of a sample, without compilation
 
---save draws pictures of inpainting and super-resolution into results/, and --photos=FOLDER, images as
-configs/custom_images.py takes them, one of colourisation, by the kept weights of that config (with model.nf=16, trained
-on CIFAR-10's images; --keep=RUN keeps those of another run).
+--save draws pictures of inpainting and super-resolution into results/.
 """
 
 import dataclasses
@@ -24,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, Figures, arguments, config_of, load_weights, save_weights
+from common import RESULTS, Figures, arguments, config_of, load_weights
 
 from score_sde import sampling
 from score_sde.config import build
@@ -44,14 +42,6 @@ METHODS = {
     "moment matching": measured.MomentMatching(iterations=3),
     "SMC, 8 particles": measured.SMC(particles=8),
 }
-PHOTOS = RESULTS / "custom_images_ema.npz"
-
-
-def small_photos(folder: Path | None):
-    """configs/custom_images.py with the width of the kept weights."""
-    config = config_of("custom_images")
-    config.data.dir, config.model.nf = str(folder), 16
-    return config
 
 
 def how_to_sample(run):
@@ -67,12 +57,11 @@ def covered(restored: Restored, hidden: np.ndarray) -> float:
     return 100 * float(np.mean(((low < restored.truth) & (restored.truth < high))[:, hidden]))
 
 
-def table(run, params, images: np.ndarray, names: list[str]) -> dict:
-    """Print the table; {method: its spread}."""
+def table(run, params, images: np.ndarray, names: list[str]) -> None:
+    """Print the table."""
     hidden = np.zeros(run.experiment.shape, bool)
     hidden[run.experiment.shape[0] // 2 :] = True
     print(f"{'method':<18} PSNR of mean  of sample  spread  covered  NFE   networks  s", flush=True)
-    spreads = {}
     for name in names:
         method = METHODS[name]
         options = RestoreOptions(measured.Inpaint("top"), method, NOISE, len(images), SAMPLES)
@@ -82,23 +71,22 @@ def table(run, params, images: np.ndarray, names: list[str]) -> dict:
         restored = go(images, seed=0)
         seconds = (time.perf_counter() - started) / (len(images) * SAMPLES)
         report = assess(run.experiment, options, restored)
-        spreads[name] = report.spread
         print(
             f"{name:<18} {report.psnr_of_mean:<12.2f}  {report.psnr_of_sample:<9.2f}  {report.spread:<6.2f}  "
             f"{covered(restored, hidden):<5.0f} %  {restored.nfe:<4.0f}  {method.networks * restored.nfe:<8.0f}  "
             f"{seconds:.2f}",
             flush=True,
         )
-    return spreads
 
 
 def draw(run, params, images: np.ndarray, operator, method, name: str) -> None:
     """Restore images and keep the picture as results/NAME.png."""
     options = RestoreOptions(operator, method, NOISE, len(images), SAMPLES)
     restored = restore(run.experiment, params, how_to_sample(run), options, images, seed=0)
+    report = assess(run.experiment, options, restored)
     title = f"{measured.settings_of(operator)}, noise {NOISE:g}; {measured.settings_of(method)}"
     with tempfile.TemporaryDirectory() as folder:
-        png = write_restored(run.experiment, options, restored, Path(folder) / name, title)[-1]
+        png = write_restored(run.experiment, options, restored, report, Path(folder) / name, title)[-1]
         write_bytes(RESULTS / f"{name}.png", png.read_bytes())
 
 
@@ -108,26 +96,15 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--photos", type=Path, help="a folder of colour images, to colourise those of its test split")
-    parser.add_argument("--keep", type=Path, metavar="RUN", help="keep the weights of a run of custom_images.py, nf 16")
     args = parser.parse_args()
     use_host_devices((4 * SAMPLES,))
     config, figures = config_of("vp_fashion_mnist"), Figures()
     config.data.dir = args.dir
     run, params = build(config), load_weights(RESULTS / "vp_fashion_mnist_ema.npz")
     images = run.experiment.load("test")[np.arange(args.images)]["x"]
-    spreads = table(run, params, images, args.methods)
-    for name in args.methods:
-        if isinstance(METHODS[name], measured.MomentMatching):
-            figures.at_most("moment matching, spread against 1: |log|", abs(float(np.log(spreads[name]))), 0.25)
+    table(run, params, images, args.methods)
     if args.save:
         few = images[:6]
         draw(run, params, few, measured.Inpaint("top"), METHODS["PiGDM"], "inpainting")
         draw(run, params, few, measured.SuperResolve(4), METHODS["PiGDM"], "super_resolution")
-    if args.keep:
-        save_weights(args.keep, PHOTOS)
-    if args.photos:
-        run = build(small_photos(args.photos))
-        photos = run.experiment.load("test")[np.linspace(0, len(run.experiment.load("test")) - 1, 6).astype(int)]["x"]
-        draw(run, load_weights(PHOTOS), photos, measured.Colourise(), measured.PiGDM(0.25), "colourisation")
     figures.end(args.check)

@@ -105,9 +105,8 @@ class Project:
     def __call__(self, shape: tuple[int, ...]) -> Operator:
         if not 1 <= self.measurements <= math.prod(shape):
             raise ValueError(f"expected restore.measurements in 1..{math.prod(shape)}, got {self.measurements}.")
-        matrix = np.random.default_rng(0).normal(size=(self.measurements, math.prod(shape))) / math.sqrt(
-            math.prod(shape)
-        )
+        size = math.prod(shape)  # drawn by NumPy: that compiles nothing while shapes are checked
+        matrix = np.random.default_rng(0).normal(0, size**-0.5, (self.measurements, size))
         return operators.Matrix(shape, jnp.asarray(matrix, jnp.float32))
 
 

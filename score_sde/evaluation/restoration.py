@@ -237,7 +237,7 @@ def displayed(operator: Operator, y: np.ndarray) -> np.ndarray:
 
 
 def write_restored(
-    experiment: Experiment, options: RestoreOptions, restored: Restored, stem: Path, title: str
+    experiment: Experiment, options: RestoreOptions, restored: Restored, report: RestoreReport, stem: Path, title: str
 ) -> list[Path]:
     """Write stem.npz (samples, measurements and truth), stem.json (figures) and, of images, stem.png."""
 
@@ -249,7 +249,7 @@ def write_restored(
     if restored.truth is not None:
         arrays["truth"] = stored(restored.truth)
     write_arrays(written[0], **arrays)
-    write_json(written[1], {**vars(assess(experiment, options, restored)), "nfe": restored.nfe, "what": title})
+    write_json(written[1], {**vars(report), "nfe": restored.nfe, "what": title})
     if suits(experiment.shape, experiment.levels) and experiment.levels is not None:
         examples, samples = SHOWN
         operator, first = options.operator(experiment.shape), restored.samples[:examples]

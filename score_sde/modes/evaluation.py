@@ -34,6 +34,7 @@ def eval_mode(workdir: Path, config: Any) -> int:
 
 
 def evaluate(run: Run, options: EvalOptions, params: Any, step: int, workdir: Path) -> LikelihoodReport:
+    """The likelihood of examples, and its files; goes on where an earlier one was cut off."""
     stem = workdir / "eval" / f"likelihood_{options.split}"
     report, arrays = evaluate_likelihood(
         run.experiment, params, options, step=step, seed=run.eval_seed, partial_file=stem.with_suffix(".partial.npz")

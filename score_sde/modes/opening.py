@@ -28,6 +28,7 @@ FREE += ("training.cpu_devices", "training.tensorboard")
 
 
 def say(text: str) -> None:
+    """Tell the user on standard error, which is not for results."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -169,6 +170,7 @@ def weights_of(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, i
 
 
 def newest(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, int] | None:
+    """`weights_of`, or None where there is no checkpoint."""
     if not (workdir / "checkpoints").is_dir():
         return None
     with Checkpoints(workdir, read_only=True) as checkpoints:

@@ -54,9 +54,10 @@ def restore_mode(workdir: Path, config: Any) -> int:
     networks = options.method.networks * _networks(run, params, guide)
     what = f"{settings_of(options.operator)}, noise {options.noise:g}; {settings_of(options.method)}, step {step}"
     stem = _unused(workdir / "restored" / f"{name_of(options.operator)}_{name_of(options.method)}_{step:08d}")
-    written = write_restored(run.experiment, options, restored, stem, what)
+    report = assess(run.experiment, options, restored)
+    written = write_restored(run.experiment, options, restored, report, stem, what)
     print(what)
-    print(assess(run.experiment, options, restored).table())
+    print(report.table())
     count = f"{len(x)} x {options.samples} samples in {seconds:.0f} s with compilation, {_cost(restored.nfe, networks)}"
     print(f"{count}: {', '.join(str(p) for p in written)}")
     return 0

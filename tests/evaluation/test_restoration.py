@@ -171,7 +171,8 @@ def test_what_is_written(channels, spec, known, tmp_path):
     y = np.zeros((2, *spec(e.shape).output.shape), np.float32)
     samples = np.random.default_rng(0).uniform(-1, 1, (2, 3, *e.shape)).astype(np.float32)
     restored = Restored(zeros if known else None, y, samples, 10.0)
-    written = write_restored(e, RestoreOptions(spec, EXACT), restored, tmp_path / "some", "what it is")
+    options = RestoreOptions(spec, EXACT)
+    written = write_restored(e, options, restored, assess(e, options, restored), tmp_path / "some", "what it is")
     assert [p.name for p in written] == ["some.npz", "some.json", "some.png"]
     with np.load(written[0]) as found:
         assert set(found.files) == {"samples", "measurements"} | ({"truth"} if known else set())
