@@ -12,6 +12,7 @@ from vp_fashion_mnist import get_config as vp_fashion_mnist
 def get_config():
     c = vp_fashion_mnist()
     c.model.name, c.model.num_classes = "classifier", 10
-    c.model.nf, c.model.ch_mult, c.model.num_res_blocks, c.model.dropout = 16, (1, 2, 4), 1, 0.1
-    c.training.steps, c.training.final_eval = 4000, True
+    c.model.nf, c.model.ch_mult, c.model.num_res_blocks, c.model.dropout = 16, (1, 2, 4), 1, 0.0
+    c.training.batch_size, c.training.learning_rate, c.training.steps = 128, 2e-3, 4000
+    c.training.final_eval = True
     return c

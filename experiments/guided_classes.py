@@ -49,17 +49,18 @@ class Study:
     shown: tuple[float, ...]
     recommended: float
     bound: float  # share of the asked class, %
+    judge_steps: int
 
 
 GARMENTS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 STUDIES = (
     Study(
         "digits", "digits", tuple("0123456789"), ss.SDEDPMSolverPP(2), steps=50, samples=500,
-        scales=(0, 1, 2, 4, 8), shown=(0, 1, 4, 8), recommended=4, bound=98,
+        scales=(0, 1, 2, 4, 8), shown=(0, 1, 4, 8), recommended=4, bound=98, judge_steps=1500,
     ),
     Study(
         "fashion_mnist", "Fashion-MNIST", GARMENTS, ss.SDEDPMSolverPP(2), steps=50, samples=300,
-        scales=(0, 2, 4, 8, 16), shown=(0, 2, 4, 8), recommended=8, bound=90,
+        scales=(0, 2, 4, 8, 16), shown=(0, 2, 4, 8), recommended=8, bound=90, judge_steps=6000,
     ),
 )  # fmt: skip
 
@@ -113,7 +114,7 @@ def examine(study: Study, directory: str | None) -> tuple[list[Row], dict[float,
     weights = tuple(load_weights(RESULTS / f"{kind}_{study.data}_ema.npz") for kind in ("vp", "classifier"))
     started = time.perf_counter()
     test = run.experiment.load("test")
-    judge, accuracy = train_judge(run.experiment.load("train"), test)
+    judge, accuracy = train_judge(run.experiment.load("train"), test, study.judge_steps)
     print(f"\n{study.title}: the judge calls {accuracy:.1%} of {len(test)} clean test images by their class "
           f"({time.perf_counter() - started:.0f} s to train it)")  # fmt: skip
     real = test[np.arange(len(test))]

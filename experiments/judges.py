@@ -1,4 +1,4 @@
-"""Judges of samples: small convolutional classifiers, trained in a minute on clean images, that know of no noise."""
+"""Judges of samples: small convolutional classifiers, trained in minutes on clean images, that know of no noise."""
 
 from collections.abc import Callable
 

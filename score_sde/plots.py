@@ -140,7 +140,7 @@ def learning_curve(steps: np.ndarray, loss: np.ndarray, mean: np.ndarray, grad_n
         below.plot(steps, grad_norm, ".-", color="C3", markersize=4, linewidth=0.6)
         below.set_ylabel("gradient norm, before clipping")
         below.set_xlim(left=0)
-        above.legend()
+        above.legend(loc="upper right")  # "best" is a search: slow, then a warning, on a busy machine
         for axis, values in ((above, loss), (below, grad_norm)):
             _log_scale(axis, values)
     return buffer.getvalue()
@@ -155,7 +155,7 @@ def loss_by_level(log_snr: np.ndarray, values: dict, errors: dict, title: str) -
         _bars(below, log_snr, values["data"], errors["data"], "C2", label="data")
         below.axhline(1.0, color="0.6", linewidth=0.8, linestyle="--", label="of predicting 0")
         below.set_ylabel("relative error of prediction, rms")
-        below.legend()
+        below.legend(loc="lower center")
         _log_scale(above, values["loss"])
         _log_scale(below, np.concatenate([values["noise"], values["data"]]))
     return buffer.getvalue()

@@ -26,10 +26,16 @@ def seconds_to_import(module: str) -> float:
 
 
 def test_import_costs_little_more_than_jax():
+    """0.2 s at most, on a machine on which jax takes 0.6 s or less; on a slower or a busy one in that proportion."""
     seconds_to_import("score_sde")  # writes the byte code
-    pairs = [(seconds_to_import("jax"), seconds_to_import("score_sde")) for _ in range(5)]
-    extra = min(ours for _, ours in pairs) - min(jax for jax, _ in pairs)  # other work on the machine only adds
-    assert extra <= 0.2, f"import score_sde costs {extra:.2f} s more than import jax; (jax, score_sde): {pairs}"
+    pairs = []
+    for _ in range(10):
+        pairs.append((seconds_to_import("jax"), seconds_to_import("score_sde")))
+        jax, ours = (min(seconds) for seconds in zip(*pairs, strict=True))  # other work on the machine only adds
+        if len(pairs) >= 3 and ours - jax <= 0.2:
+            return
+    bound = 0.2 * max(1, jax / 0.6)
+    assert ours - jax <= bound, f"import score_sde costs {ours - jax:.2f} s more than import jax; pairs: {pairs}"
 
 
 def test_import_stays_in_the_maths_rooms():

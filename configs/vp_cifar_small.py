@@ -1,0 +1,23 @@
+r"""VP SDE on CIFAR-10 with a small DDPM++, sized for two CPU cores: to try things in colour.
+
+python -m score_sde.main --config=configs/vp_cifar_small.py --mode=train
+"""
+
+from score_sde.config import base_config
+
+
+def get_config():
+    c = base_config()
+    c.data.name, c.data.flip = "cifar10", True
+    c.sde.beta_min, c.sde.beta_max = 0.1, 20.0
+    c.model.nf, c.model.ch_mult, c.model.num_res_blocks = 16, (1, 2, 4), 1
+    c.model.attn_resolutions, c.model.dropout = (8,), 0.0
+    c.objective.times = "stratified"
+    c.training.batch_size, c.training.steps = 64, 4000
+    c.training.learning_rate, c.training.warmup, c.training.ema_rate = 1e-3, 500, 0.999
+    c.training.log_every, c.training.checkpoint_every, c.training.snapshot_every = 50, 250, 2000
+    c.sampling.sampler, c.sampling.grid = "sde_dpm_solver_pp", "log_snr"
+    c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 100, 64, 64
+    c.eval.batch_size, c.eval.num_examples = 50, 500
+    c.eval.rtol = c.eval.atol = 1e-3
+    return c
