@@ -12,7 +12,9 @@ samples of the whole images from the kept weights of configs/vp_fashion_mnist.py
     NFE, networks evaluations of the score of a sample, and networks (forward or backward) that they run
     s             seconds of a sample, without compilation
 
---save draws pictures of inpainting and super-resolution into results/.
+--save draws pictures into results/: inpainting and super-resolution of garments, colourisation of CIFAR-10's images by
+the kept weights of configs/vp_cifar_small.py.  --dir and --colour read the images from folders: the IDX files of
+Fashion-MNIST, and 32x32 images in train/ and test/.
 """
 
 import dataclasses
@@ -57,10 +59,11 @@ def covered(restored: Restored, hidden: np.ndarray) -> float:
     return 100 * float(np.mean(((low < restored.truth) & (restored.truth < high))[:, hidden]))
 
 
-def table(run, params, images: np.ndarray, names: list[str]) -> None:
-    """Print the table."""
+def table(run, params, images: np.ndarray, names: list[str]) -> dict[str, tuple[float, float]]:
+    """Print the table; (PSNR of the mean, share of pixels covered) by method."""
     hidden = np.zeros(run.experiment.shape, bool)
     hidden[run.experiment.shape[0] // 2 :] = True
+    found = {}
     print(f"{'method':<18} PSNR of mean  of sample  spread  covered  NFE   networks  s", flush=True)
     for name in names:
         method = METHODS[name]
@@ -71,16 +74,28 @@ def table(run, params, images: np.ndarray, names: list[str]) -> None:
         restored = go(images, seed=0)
         seconds = (time.perf_counter() - started) / (len(images) * SAMPLES)
         report = assess(run.experiment, options, restored)
+        found[name] = report.psnr_of_mean, covered(restored, hidden)
         print(
             f"{name:<18} {report.psnr_of_mean:<12.2f}  {report.psnr_of_sample:<9.2f}  {report.spread:<6.2f}  "
-            f"{covered(restored, hidden):<5.0f} %  {restored.nfe:<4.0f}  {method.networks * restored.nfe:<8.0f}  "
+            f"{found[name][1]:<5.0f} %  {restored.nfe:<4.0f}  {method.networks * restored.nfe:<8.0f}  "
             f"{seconds:.2f}",
             flush=True,
         )
+    return found
 
 
-def draw(run, params, images: np.ndarray, operator, method, name: str) -> None:
-    """Restore images and keep the picture as results/NAME.png."""
+def network(name: str, folder: str | None):
+    """The run of configs/NAME.py on data of a folder or as they are published, and its kept weights."""
+    config = config_of(name)
+    config.data.dir = folder
+    if folder and config.data.name == "cifar10":
+        config.data.name, config.data.size, config.data.channels = "images", 32, 3
+    return build(config), load_weights(RESULTS / f"{name}_ema.npz")
+
+
+def draw(run, params, operator, method, name: str) -> None:
+    """Restore the first test images and keep the picture as results/NAME.png."""
+    images = run.experiment.load("test")[np.arange(6)]["x"]
     options = RestoreOptions(operator, method, NOISE, len(images), SAMPLES)
     restored = restore(run.experiment, params, how_to_sample(run), options, images, seed=0)
     report = assess(run.experiment, options, restored)
@@ -93,18 +108,20 @@ def draw(run, params, images: np.ndarray, operator, method, name: str) -> None:
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--dir", help="folder of the four IDX files of Fashion-MNIST")
+    parser.add_argument("--colour", help="folder of 32x32 colour images")
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     use_host_devices((4 * SAMPLES,))
-    config, figures = config_of("vp_fashion_mnist"), Figures()
-    config.data.dir = args.dir
-    run, params = build(config), load_weights(RESULTS / "vp_fashion_mnist_ema.npz")
-    images = run.experiment.load("test")[np.arange(args.images)]["x"]
-    table(run, params, images, args.methods)
+    figures, (run, params) = Figures(), network("vp_fashion_mnist", args.dir)
+    found = table(run, params, run.experiment.load("test")[np.arange(args.images)]["x"], args.methods)
+    if {"PiGDM", "projection"} <= set(found):
+        (psnr, share), (of_projection, _) = found["PiGDM"], found["projection"]
+        figures.at_least("PSNR of the mean, PiGDM over projection, dB", psnr - of_projection, 1)
+        figures.at_most("hidden pixels covered by PiGDM, from 80 %", abs(share - 80), 8)
     if args.save:
-        few = images[:6]
-        draw(run, params, few, measured.Inpaint("top"), METHODS["PiGDM"], "inpainting")
-        draw(run, params, few, measured.SuperResolve(4), METHODS["PiGDM"], "super_resolution")
+        draw(run, params, measured.Inpaint("top"), METHODS["PiGDM"], "inpainting")
+        draw(run, params, measured.SuperResolve(4), METHODS["PiGDM"], "super_resolution")
+        draw(*network("vp_cifar_small", args.colour), measured.Colourise(), measured.PiGDM(0.25), "colourisation")
     figures.end(args.check)

@@ -542,6 +542,7 @@ def test_a_defect_keeps_its_traceback(run, monkeypatch):
 # --- disks and machines ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_training_leaves_a_run_to_resume(run, config, monkeypatch):
     from score_sde.training import loop
 
@@ -612,6 +613,7 @@ def test_an_interrupted_command_has_no_traceback(run, monkeypatch):
 # --- classifiers of noised data --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_and_evaluated_by_noise_level_and_does_not_sample(config, tmp_path):
     workdir, moons = tmp_path / "run", ["--config.data.name=two_moons", "--config.model.name=mlp_classifier"]
     moons += ["--config.model.num_classes=2", "--config.training.batch_size=64", "--config.training.steps=60"]
@@ -663,6 +665,7 @@ def test_samples_guided_to_a_class(config, tmp_path):
 # --- restoring measured data ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_points_are_restored_from_a_projection(run):
     points = [f"--workdir={run}", "--mode=restore", "--config.restore.operator=project"]
     points += ["--config.restore.measurements=1", "--config.restore.samples=3", "--config.sampling.steps=5"]

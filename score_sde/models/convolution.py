@@ -13,7 +13,8 @@ and Y, y with s - 1 zeros between its pixels, the derivatives' transposes are
            channels it is faster along the height alone, the shift j along the width being another image and the
            channels the pixels of a row, (n, q): the sums are long then, whatever the batch.
 
-Both are themselves of the kind that is fast.
+Both are themselves of the kind that is fast.  Of many channels, those of 3x3 pixels are faster yet as matrix products
+(`winograd`).
 """
 
 from functools import partial
@@ -24,6 +25,8 @@ from jax import Array, lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from score_sde.models import winograd
 
 WIDE = 64  # channels from which the derivative of the kernel is taken along the height alone
 Pad = tuple[tuple[int, int], tuple[int, int]]
@@ -41,6 +44,12 @@ def convolve(x: Array, kernel: Array, strides, padding, **how) -> Array:
 
 def _convolution(x: Array, kernel: Array, *, stride: int, pad: Pad) -> Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _on_cpu(x: Array, kernel: Array, *, stride: int, pad: Pad) -> Array:
+    if winograd.suits(x, kernel, stride):
+        return winograd.convolve(x, kernel, pad)
+    return _convolution(x, kernel, stride=stride, pad=pad)
 
 
 def _spread(y: Array, x, kernel, stride: int, pad: Pad) -> Array:
@@ -61,6 +70,8 @@ def _image_transpose(y: Array, x, kernel: Array, *, stride: int, pad: Pad) -> Ar
 def _kernel_transpose(y: Array, x: Array, kernel, *, stride: int, pad: Pad) -> Array:
     if jax.default_backend() != "cpu":  # asked here, since the forward pass is traced before devices are chosen
         return jax.linear_transpose(lambda k: _convolution(x, k, stride=stride, pad=pad), kernel.aval)(y)[0]
+    if winograd.suits(x, kernel.aval, stride):
+        return winograd.kernel_derivative(x, y, pad)
     height, width, c, features = kernel.aval.shape
     y = _spread(y, x, kernel.aval, stride, pad)
     n, h, w, _ = y.shape
@@ -93,5 +104,6 @@ convolution_p = Primitive("image_convolution")
 convolution_p.def_impl(_convolution)
 convolution_p.def_abstract_eval(_abstract)
 mlir.register_lowering(convolution_p, mlir.lower_fun(_convolution, multiple_results=False))
+mlir.register_lowering(convolution_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
 ad.defbilinear(convolution_p, _image_transpose, _kernel_transpose)
 batching.primitive_batchers[convolution_p] = _batched

@@ -66,6 +66,7 @@ def test_the_report_is_complete(evaluated):
     assert f"test {report.value:.3f} +- {report.standard_error:.3f} nats/dim (150 examples" in report.line()
 
 
+@pytest.mark.slow
 def test_random_probes_belong_to_their_example():
     some = {"divergence": ss.Hutchinson(), "num_examples": 10, "rtol": 1e-3, "atol": 1e-3}
     e = experiment(X)

@@ -144,6 +144,7 @@ def test_the_continuous_bound_does_not_depend_on_the_sde(sde):
     assert abs(gap.mean()) < 4.5 * gap.std() / 500**0.5 + 0.02
 
 
+@pytest.mark.slow
 def test_with_cells_the_bound_is_one_on_probabilities():
     sde, cells = ss.VP(), ss.Cells(8, data_range=(-2.0, 2.0))
     k = jnp.arange(8)[:, None].repeat(50, 0)
@@ -186,6 +187,7 @@ def test_masses_of_the_cells_add_up_to_one_and_keep_their_tails(x64):
     assert np.isfinite(tail).all() and (tail < -3000).all()
 
 
+@pytest.mark.slow
 def test_a_bound_depends_on_its_own_key_and_nothing_compiles_twice():
     from score_sde.likelihood import bounds
 

@@ -165,6 +165,7 @@ def test_other_numbers_do_not_compile_again_and_t_start_sets_whose_density_it_is
     assert density._log_prob.cache_size() == compiled
 
 
+@pytest.mark.slow
 def test_values_are_the_same_spread_over_devices(rotated):
     spread = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
     solved = rotated.solve(key=jax.device_put(rotated.keys, spread), x=jax.device_put(rotated.x, spread))
@@ -178,7 +179,7 @@ def test_values_are_the_same_spread_over_devices(rotated):
 
 @pytest.mark.parametrize(
     "dtype, part",
-    [(jnp.float32, slice(8, 16)), (jnp.float64, slice(63, 64))],
+    [(jnp.float32, slice(8, 16)), pytest.param(jnp.float64, slice(63, 64), marks=pytest.mark.slow)],
     ids=["float32, batch of 8", "float64, batch of 1"],
 )
 def test_the_value_of_a_sample_does_not_depend_on_its_batch(dtype, part, x64):

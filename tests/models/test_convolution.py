@@ -1,4 +1,6 @@
-"""Convolutions and their derivatives against `lax.conv_general_dilated`'s; each of the kind that is fast in loops."""
+"""Convolutions and their derivatives against `lax.conv_general_dilated`'s; those that are left are fast in loops."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +8,12 @@ import numpy as np
 import pytest
 from jax import lax
 
+from score_sde.models import winograd
 from score_sde.models.convolution import WIDE, convolve
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
 CASES = [((3, 3), 1, "SAME", WIDE), ((5, 3), 1, "VALID", 2), ((3, 3), 2, ((0, 1), (0, 1)), 3)]
+TILED = [((3, 3), 1, pad, winograd.CHANNELS) for pad in ("SAME", "VALID", ((2, 0), (1, 3)))]  # as matrix products
 MORE = [
     ((3, 3), 1, "SAME", 5), ((3, 3), 2, ((1, 1), (1, 1)), WIDE), ((3, 3), 3, "VALID", 2), ((1, 1), 1, "SAME", 4),
     ((1, 1), 2, "SAME", 2),
@@ -23,12 +27,9 @@ def case(window, stride, padding, channels):
         x, k, (stride, stride), padding, dimension_numbers=IMAGES
     )
     keys = jax.random.split(jax.random.key(0))
-    return (
-        ours,
-        theirs,
-        jax.random.normal(keys[0], (2, 8, 7, channels)),
-        jax.random.normal(keys[1], (*window, channels, 3)),
-    )
+    x = jax.random.normal(keys[0], (2, 8, 7, channels))
+    features = channels + 1 if (window, stride, padding, channels) in TILED else 3
+    return ours, theirs, x, jax.random.normal(keys[1], (*window, channels, features)) / channels**0.5
 
 
 def close(a, b):
@@ -36,7 +37,8 @@ def close(a, b):
 
 
 @pytest.mark.parametrize(
-    "window, stride, padding, channels", CASES + [pytest.param(*c, marks=pytest.mark.slow) for c in MORE]
+    "window, stride, padding, channels",
+    CASES + TILED[2:] + [pytest.param(*c, marks=pytest.mark.slow) for c in MORE + TILED[:2]],
 )
 def test_values_and_derivatives_are_those_of_the_convolution(window, stride, padding, channels):
     ours, theirs, x, k = case(window, stride, padding, channels)
@@ -54,6 +56,28 @@ def test_values_and_derivatives_are_those_of_the_convolution(window, stride, pad
     close(jax.jit(all_of, static_argnums=0)(ours), jax.jit(all_of, static_argnums=0)(theirs))
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 7), (1, 1, 1), (3, 5, 4)])
+def test_matrix_products_stand_for_wide_convolutions_on_a_cpu_and_round_as_they_do(shape):
+    c = winograd.CHANNELS
+    keys = jax.random.split(jax.random.key(1), 3)
+    x, y = (jax.random.normal(key, (*shape, n)) for key, n in zip(keys, (c, c + 2), strict=False))
+    k = jax.random.normal(keys[2], (3, 3, c, c + 2))
+
+    def all_of(f, x, k, y):
+        out, back = jax.vjp(lambda x, k: f(x, k, (1, 1), "SAME", dimension_numbers=IMAGES), x, k)
+        return out, *back(y)
+
+    def worst(arrays):
+        return [np.max(np.abs(a - b)) / np.max(np.abs(b)) for a, b in zip(map(np.asarray, arrays), exact, strict=True)]
+
+    ours, theirs = (jax.jit(partial(all_of, f)) for f in (convolve, lax.conv_general_dilated))
+    with jax.enable_x64():
+        exact = [np.asarray(a) for a in theirs(*(np.asarray(a, np.float64) for a in (x, k, y)))]
+    assert all(a.dtype == np.float64 for a in exact)
+    assert "convolution" not in ours.lower(x, k, y).as_text()
+    assert max(worst(ours(x, k, y))) < 4 * max(worst(theirs(x, k, y))) < 1e-5
+
+
 def test_other_devices_keep_their_own_derivative_of_the_kernel(monkeypatch):
     ours, theirs, x, k = case(*CASES[2])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -61,7 +85,7 @@ def test_other_devices_keep_their_own_derivative_of_the_kernel(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window, stride, padding, channels", CASES + MORE)
+@pytest.mark.parametrize("window, stride, padding, channels", CASES + MORE + TILED[:1])
 def test_second_derivatives(window, stride, padding, channels):
     ours, theirs, x, k = case(window, stride, padding, channels)
 

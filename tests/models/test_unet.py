@@ -142,6 +142,7 @@ def test_jvp_is_the_derivative(tiny):
     assert float(jnp.linalg.norm(difference - forward) / jnp.linalg.norm(forward)) < 2e-2
 
 
+@pytest.mark.slow
 def test_gradient_reaches_all_but_the_frozen_frequencies(tiny):
     _, apply, params, x = tiny
     grads = jax.jit(jax.grad(lambda params: jnp.sum(apply(params, x, LABEL) * jnp.cos(x))))(params)

@@ -84,6 +84,7 @@ def test_published_parameter_counts(count, size, fields):
 # --- options that leave the parameters as they are
 
 
+@pytest.mark.slow
 def test_center_input_and_scale_by_sigma():
     """Images in [0, 1] become 2 x - 1, and the label is log sigma."""
     fourier = unet(embedding_type="fourier")

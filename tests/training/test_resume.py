@@ -68,6 +68,7 @@ def final_leaves(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_killed_and_terminated_runs_end_with_the_bits_of_an_uninterrupted_one(tmp_path):
     steps = 2000
     finish(start(tmp_path, "whole", steps))

@@ -39,6 +39,7 @@ def save(folder, fields):
     return folder, params
 
 
+@pytest.mark.slow
 def test_in_and_out_again(exported, capsys):
     folder, params = exported
     run, again, diffusers = folder / "run", folder / "again.safetensors", folder / "diffusers"
