@@ -13,9 +13,9 @@ def get_config():
     c.model.nf, c.model.ch_mult, c.model.num_res_blocks = 16, (1, 2, 4), 1
     c.model.attn_resolutions, c.model.dropout = (8,), 0.0
     c.objective.times = "stratified"
-    c.training.batch_size, c.training.steps = 64, 4000
-    c.training.learning_rate, c.training.warmup, c.training.ema_rate = 1e-3, 500, 0.999
-    c.training.log_every, c.training.checkpoint_every, c.training.snapshot_every = 50, 250, 2000
+    c.training.batch_size, c.training.steps = 64, 1500
+    c.training.learning_rate, c.training.warmup, c.training.ema_rate = 2e-3, 200, 0.999
+    c.training.log_every, c.training.checkpoint_every, c.training.snapshot_every = 50, 250, 1500
     c.sampling.sampler, c.sampling.grid = "sde_dpm_solver_pp", "log_snr"
     c.sampling.steps, c.sampling.num_samples, c.sampling.batch_size = 100, 64, 64
     c.eval.batch_size, c.eval.num_examples = 50, 500
