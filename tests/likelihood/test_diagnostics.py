@@ -11,6 +11,7 @@ KEY = jax.random.key(0)
 SDE, TARGET = ss.VP(), ss.GaussianMixture([[1.0, -0.5], [-0.8, 0.6]], [0.3, 0.5])
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_bound_add_up_to_it():
     x = TARGET.sample(jax.random.key(1), 400)
     log_snr, nats = ss.bound_by_noise_level(KEY, SDE, TARGET.score(SDE), x, bins=60)

@@ -94,6 +94,7 @@ def test_center_input_and_scale_by_sigma():
 
 
 @pytest.mark.parametrize("fields", [dict(fir_kernel=FIR), dict(head_channels=4)], ids=str)
+@pytest.mark.slow
 def test_changes_the_output_with_the_same_parameters(fields):
     params = random_params(unet())
     assert shapes_of(unet(**fields)) == shapes_of(unet())
