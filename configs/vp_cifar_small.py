@@ -16,7 +16,6 @@ def get_config():
     c.sde.beta_min, c.sde.beta_max = 0.1, 20.0
     c.model.nf, c.model.ch_mult, c.model.num_res_blocks = 16, (1, 2, 4), 1
     c.model.attn_resolutions, c.model.dropout = (8,), 0.0
-    c.objective.prediction = "velocity"  # noise says too little of the mean colour where there is much of it
     c.objective.times = "stratified"
     c.training.batch_size, c.training.steps = 64, 1000
     c.training.learning_rate, c.training.warmup, c.training.ema_rate = 2e-3, 200, 0.999
