@@ -13,5 +13,6 @@ def get_config():
     c.sde.name, c.sde.beta_min, c.sde.beta_max = "edm", None, None
     c.objective.prediction, c.objective.sigma_data = "edm", 0.7  # of grey levels in [-1, 1]
     c.objective.weighting, c.objective.times = "edm", "log_normal"
+    c.training.steps, c.training.learning_rate, c.training.warmup = 700, 2e-3, 200
     use_preset(c, "edm")
     return c

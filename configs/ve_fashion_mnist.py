@@ -15,6 +15,7 @@ def get_config():
     c.model.embedding_type, c.model.fourier_scale = "fourier", 16.0
     c.model.center_input, c.model.scale_by_sigma = True, True
     c.objective.prediction = "score"
+    c.training.steps, c.training.learning_rate, c.training.warmup = 700, 2e-3, 200
     c.sampling.sampler, c.sampling.grid, c.sampling.steps = "reverse_diffusion", "uniform", 200
     c.sampling.corrector, c.sampling.snr, c.sampling.corrector_first = "langevin", 0.16, True
     return c

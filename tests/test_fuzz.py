@@ -129,19 +129,19 @@ def fuzz_overrides(seeds, tiny, folder, monkeypatch):
 
 
 def test_random_overrides_are_refused_in_one_line_or_build(tiny, tmp_path, monkeypatch):
-    fuzz_overrides(range(120), tiny, tmp_path, monkeypatch)
+    fuzz_overrides(range(60), tiny, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 def test_many_random_overrides(tiny, tmp_path, monkeypatch):
-    fuzz_overrides(range(1000, 2200), tiny, tmp_path, monkeypatch)
+    fuzz_overrides(range(1000, 1600), tiny, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", KEYS)
-def test_every_key_with_every_value(key, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("i, key", list(enumerate(KEYS)), ids=KEYS)
+def test_every_key_with_a_third_of_the_values(i, key, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(modes, "train_mode", lambda workdir, config, *_, **__: (modes.prepare(config), 0)[1])
-    for value in VALUES:
+    for value in VALUES[i % 3 :: 3]:
         code, err = command(f"--config={tiny[0]}", f"--workdir={tmp_path / 'new'}", f"--config.{key}={value}")
         assert code == 0 or (one_line(code, err) and err.count("\n") == 1), (value, code, err[:500])
 
@@ -242,7 +242,5 @@ def test_random_damage_gets_one_line_or_is_survived(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_much_random_damage(tiny, tmp_path):
-    for first in range(1000, 1200, 50):
-        codes = fuzz_damage(range(first, first + 50), tiny, tmp_path)
-        assert {0, 1} <= set(codes), "the fuzz must reach both sides"
-        jax.clear_caches()
+    codes = fuzz_damage(range(1000, 1050), tiny, tmp_path)
+    assert {0, 1} <= set(codes), "the fuzz must reach both sides"

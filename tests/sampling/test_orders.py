@@ -100,10 +100,16 @@ def test_solvers_have_their_order(sampler, x64):
     assert order >= order_of(sampler) - 0.3
 
 
+OTHERS = [  # two more SDEs for each sampler; all that there are have been measured
+    pytest.param(sampler, (i + more) % len(SDES), id=f"{describe(sampler)}-{name(SDES[(i + more) % len(SDES)])}")
+    for i, sampler in enumerate(DETERMINISTIC)
+    for more in (2, 5)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("index", range(len(SDES)), ids=[name(sde) for sde in SDES])
-@pytest.mark.parametrize("sampler", [pytest.param(s, id=describe(s)) for s in DETERMINISTIC])
-def test_solvers_have_their_order_on_every_sde(sampler, index, x64):
+@pytest.mark.parametrize("sampler, index", OTHERS)
+def test_solvers_have_their_order_on_other_sdes(sampler, index, x64):
     assert measured_order(sampler, index) >= order_of(sampler) - 0.3  # least: DEIS(4) in t on OrnsteinUhlenbeck, 3.71
 
 
