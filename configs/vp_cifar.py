@@ -20,5 +20,6 @@ def get_config():
     c.training.batch_size, c.training.steps = 128, 1_300_000
     c.training.learning_rate, c.training.warmup, c.training.clip_norm = 2e-4, 5000, 1.0
     c.training.ema_rate = 0.9999
+    c.training.cpu_devices = 1  # several would each update all these parameters
     c.sampling.sampler, c.sampling.steps, c.sampling.denoise = "euler_maruyama", 1000, True
     return c

@@ -23,7 +23,7 @@ from score_sde.evaluation.likelihood import evaluate_likelihood
 from score_sde.evaluation.samples import generate
 from score_sde.files import write_bytes, write_json
 from score_sde.plots import picture
-from score_sde.training.mesh import use_host_devices
+from score_sde.training.mesh import set_up_cpu
 
 NAME = "vp_fashion_mnist"
 
@@ -35,7 +35,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     config, figures = config_of(NAME), Figures()
     config.data.dir = args.dir
-    use_host_devices((config.eval.batch_size, config.sampling.batch_size))
+    set_up_cpu((config.eval.batch_size, config.sampling.batch_size))
     run, weights = build(config), RESULTS / f"{NAME}_ema.npz"
     if args.workdir:
         save_weights(args.workdir, weights)

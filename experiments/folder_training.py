@@ -33,8 +33,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=128, help="images per step (published: 128)")
     parser.add_argument("--remat", action="store_true", help="recompute blocks for the gradient: less memory")
     args = parser.parse_args()
-    mesh.use_host_devices((args.batch,))
     config = config_of("vp_cifar")
+    mesh.set_up_cpu((args.batch,), config.training.cpu_devices)
     config.data.name, config.data.dir, config.data.channels, config.data.size = "images", args.folder, 3, 32
     config.model.remat = args.remat
     run = build(config)

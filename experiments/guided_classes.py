@@ -30,7 +30,7 @@ import score_sde as ss
 from score_sde.config import build, get_config
 from score_sde.files import write_bytes
 from score_sde.plots import image_grid
-from score_sde.training.mesh import data_mesh, per_device, use_host_devices
+from score_sde.training.mesh import data_mesh, per_device, set_up_cpu
 
 BATCH = 100  # samples at once
 
@@ -195,7 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("--workdir", type=Path, nargs="*", default=(), help="finished runs of the classifiers, to keep")
     parser.add_argument("--save", action="store_true", help="draw the pictures of results/")
     args = parser.parse_args()
-    use_host_devices((BATCH,))
+    set_up_cpu((BATCH,))
     for workdir in args.workdir:
         name = get_config(str(workdir / "config.json")).data.name
         save_weights(workdir, RESULTS / f"classifier_{name}_ema.npz")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 NETS = {"small": (32, (1, 2, 2, 2), 32), "ddpm_cifar": (128, (1, 2, 2, 2), 8)}  # channels, multipliers, batch
+DEVICES = {"small": 0, "ddpm_cifar": 1}  # of JAX on a CPU, as training.cpu_devices: that of small configs; of this one
 ROUNDS, SECONDS = 7, 3.0  # turns; how long one lasts, at least
 
 
@@ -33,7 +34,7 @@ def jax_side(net: str) -> tuple[int, dict[str, Callable[[], None]]]:
     from score_sde.training import mesh
 
     nf, ch_mult, batch = NETS[net]
-    mesh.use_host_devices((batch,))
+    mesh.set_up_cpu((batch,), DEVICES[net])
     config = config_of("ddpm_cifar")
     config.model.nf, config.model.ch_mult, config.model.dropout = nf, ch_mult, 0.0
     run = build(config)

@@ -32,7 +32,7 @@ from score_sde.evaluation import measured
 from score_sde.evaluation.restoration import Restored, RestoreOptions, assess, restore, write_restored
 from score_sde.files import write_bytes
 from score_sde.sampling import grids
-from score_sde.training.mesh import use_host_devices
+from score_sde.training.mesh import set_up_cpu
 
 NOISE, SAMPLES, STEPS = 0.05, 9, 50
 VARIANCE = 0.5  # of garments' grey levels in [-1, 1]
@@ -117,7 +117,7 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    use_host_devices((4 * SAMPLES,))
+    set_up_cpu((4 * SAMPLES,))
     if args.workdir:
         save_weights(args.workdir, RESULTS / "vp_cifar_small_ema.npz")
     figures, (run, params) = Figures(), network("vp_fashion_mnist", args.dir)

@@ -9,9 +9,7 @@ training with several steps a dispatch.  The derivatives that JAX makes are such
 and Y, y with s - 1 zeros between its pixels, the derivatives' transposes are
 
     of x:  Y * (k turned by 180 degrees, in and out exchanged)
-    of k:  sum x[n, p + i, q + j, c] Y[n, p, q, o]: images are the channels of x, and n are the channels.  With many
-           channels it is faster along the height alone, the shift j along the width being another image and the
-           channels the pixels of a row, (n, q): the sums are long then, whatever the batch.
+    of k:  sum x[n, p + i, q + j, c] Y[n, p, q, o]: images are the channels of x, and n are the channels.
 
 Both are themselves of the kind that is fast.  Of many channels, those of 3x3 pixels are faster yet as matrix products
 (`winograd`).
@@ -28,7 +26,6 @@ from jax.interpreters import ad, batching, mlir
 
 from score_sde.models import winograd
 
-WIDE = 64  # channels from which the derivative of the kernel is taken along the height alone
 Pad = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -72,18 +69,8 @@ def _kernel_transpose(y: Array, x: Array, kernel, *, stride: int, pad: Pad) -> A
         return jax.linear_transpose(lambda k: _convolution(x, k, stride=stride, pad=pad), kernel.aval)(y)[0]
     if winograd.suits(x, kernel.aval, stride):
         return winograd.kernel_derivative(x, y, pad)
-    height, width, c, features = kernel.aval.shape
-    y = _spread(y, x, kernel.aval, stride, pad)
-    n, h, w, _ = y.shape
-    if c < WIDE:
-        images, rows = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
-        return convolution_p.bind(images, rows, stride=1, pad=pad).transpose(1, 2, 0, 3)
-    shifted = jnp.pad(x, ((0, 0), (0, 0), pad[1], (0, 0)))
-    shifted = jnp.concatenate([shifted[:, :, j : j + w] for j in range(width)], axis=-1)
-    images = shifted.transpose(3, 1, 0, 2).reshape(width * c, x.shape[1], n * w)
-    rows = y.transpose(1, 0, 2, 3).reshape(h, n * w, features)
-    out = lax.conv_general_dilated(images, rows, (1,), pad[:1], dimension_numbers=("NHC", "HIO", "NHC"))
-    return out.reshape(width, c, height, features).transpose(2, 0, 1, 3)
+    images, rows = x.transpose(3, 1, 2, 0), _spread(y, x, kernel.aval, stride, pad).transpose(1, 2, 0, 3)
+    return convolution_p.bind(images, rows, stride=1, pad=pad).transpose(1, 2, 0, 3)
 
 
 def _batched(arrays, axes, **how):

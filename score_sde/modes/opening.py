@@ -18,7 +18,7 @@ from score_sde.files import WorkdirError, write_json
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import abstract_state
-from score_sde.training.mesh import use_host_devices
+from score_sde.training.mesh import set_up_cpu
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.
@@ -90,7 +90,7 @@ def prepare(config: Any) -> Run:
         ConfigError: the config makes no sense, in itself or on these devices; nothing has been compiled.
     """
     run = build(config)
-    use_host_devices(tuple(config[s].batch_size for s in ("training", "sampling", "eval")), config.training.cpu_devices)
+    set_up_cpu(tuple(config[s].batch_size for s in ("training", "sampling", "eval")), config.training.cpu_devices)
     try:
         devices = jax.device_count()
     except RuntimeError as error:  # JAX_PLATFORMS names what is not there

@@ -9,13 +9,13 @@ import pytest
 from jax import lax
 
 from score_sde.models import winograd
-from score_sde.models.convolution import WIDE, convolve
+from score_sde.models.convolution import convolve
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
-CASES = [((3, 3), 1, "SAME", WIDE), ((5, 3), 1, "VALID", 2), ((3, 3), 2, ((0, 1), (0, 1)), 3)]
+CASES = [((3, 3), 1, "SAME", 64), ((5, 3), 1, "VALID", 2), ((3, 3), 2, ((0, 1), (0, 1)), 3)]
 TILED = [((3, 3), 1, pad, 4) for pad in ("SAME", "VALID", ((2, 0), (1, 3)))]  # as matrix products
 MORE = [
-    ((3, 3), 1, "SAME", 5), ((3, 3), 2, ((1, 1), (1, 1)), WIDE), ((3, 3), 3, "VALID", 2), ((1, 1), 1, "SAME", 4),
+    ((3, 3), 1, "SAME", 5), ((3, 3), 2, ((1, 1), (1, 1)), 64), ((3, 3), 3, "VALID", 2), ((1, 1), 1, "SAME", 4),
     ((1, 1), 2, "SAME", 2),
 ]  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_second_derivatives(window, stride, padding, channels):
     close(jax.jit(all_of, static_argnums=0)(ours), jax.jit(all_of, static_argnums=0)(theirs))
 
 
-@pytest.mark.parametrize("channels", [8, WIDE])
+@pytest.mark.parametrize("channels", [8, 64])
 def test_every_convolution_is_of_the_kind_that_is_fast_in_loops(channels):
     """As lowered: neither swapped dimensions nor turned or dilated windows, which XLA would have to rearrange."""
     ours, theirs, x, k = case((3, 3), 2, ((0, 1), (0, 1)), channels)
@@ -113,8 +113,8 @@ def test_every_convolution_is_of_the_kind_that_is_fast_in_loops(channels):
             line for line in jax.jit(gradient).lower(x, k).as_text().splitlines() if "stablehlo.convolution" in line
         ]
         assert len(lines) == 3, lines
-        good = ("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]", "[b, 0, f]x[0, i, o]->[b, 0, f]")
+        good = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
         bad = ("lhs_dilate = [2", "rhs_dilate = [2", "reverse = [true")
-        return sum(not any(g in line for g in good) or any(b in line for b in bad) for line in lines)
+        return sum(good not in line or any(b in line for b in bad) for line in lines)
 
     assert others(ours) == 0 < others(theirs)

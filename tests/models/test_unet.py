@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from score_sde.models import UNet
 from score_sde.models.blocks import (
@@ -68,11 +69,31 @@ def test_norms_and_frequencies_of_other_networks():
     grouped = x.reshape(2, 12, 2, 3)  # 2 groups of 3 channels that follow one another
     centred = grouped - grouped.mean((1, 3), keepdims=True)
     want = centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 0.5)
-    out = group_norm(6, groups=2, eps=0.5).apply({"params": params}, x)
+    out = group_norm(6, groups=2, eps=0.5).apply({"params": params}, jnp.asarray(x))
     np.testing.assert_allclose(out, want.reshape(x.shape) * params["scale"] + 1, atol=1e-5)
     label = jnp.array([1.0])
     for endpoint, last in ((True, 1e-4), (False, 1e-3)):  # of 4 frequencies: 10000^(-3/3), 10000^(-3/4)
         assert float(positional_embedding(label, 8, endpoint)[0, 3]) == pytest.approx(last, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape, groups", [((2, 5, 3, 12), 4), ((3, 7, 8), 8), ((2, 4, 4, 6), 1)])
+def test_norm_and_its_derivatives_are_those_of_flax(shape, groups, dtype):
+    x, c, d = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
+    params = {"scale": np.linspace(0.5, 2, shape[-1], dtype=np.float32), "bias": np.ones(shape[-1], np.float32)}
+
+    def of(norm):
+        def value(params, x):
+            return jnp.sum(norm.apply({"params": params}, x + 3).astype(jnp.float32) * c)
+
+        score = jax.grad(value, (0, 1))
+        return norm.apply({"params": params}, x), score(params, x), jax.jvp(lambda x: score(params, x), (x,), (d,))[1]
+
+    ours, theirs = group_norm(shape[-1], dtype, groups, 1e-3), nn.GroupNorm(groups, epsilon=1e-3, dtype=dtype)
+    assert of(ours)[0].dtype == of(theirs)[0].dtype == dtype
+    tolerance = 3e-4 if dtype == "float32" else 3e-2  # of a sum of a hundred numbers; bfloat16: a digit less than 3
+    for found, want in zip(*(jax.tree.leaves(of(norm)) for norm in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(found.astype(np.float32), want.astype(np.float32), tolerance, tolerance)
 
 
 def test_every_norm_has_the_epsilon():
