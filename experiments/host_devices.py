@@ -12,10 +12,11 @@ MEASURE = """
 import sys, time
 sys.path.insert(0, "experiments")
 import jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 from common import config_of, training_step
 from score_sde.config import build
+from score_sde.training.mesh import set_up_cpu
 run = build(config_of("vp_digits"))
+set_up_cpu((run.training.batch_size,), int(sys.argv[1]))
 state, dispatch, sharding = training_step(run, run.training)
 x = jax.device_put({"x": run.experiment.load("train").x[None, :run.training.batch_size]}, sharding)
 state, _ = jax.block_until_ready(dispatch(state, x))

@@ -4,16 +4,16 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import jax
-import jaxlib
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # oneDNN for convolutions and matrix products, and for nothing else: XLA's own reductions are faster without the second.
 ONEDNN = "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=reduce"
-ONEDNN_SINCE, ONEDNN_UNTIL = (0, 10), (0, 13)  # jaxlib's versions known to have them: XLA ends at unknown flags
+ONEDNN_IN = ("0.10", "0.11", "0.12")  # jaxlib's versions known to have them: XLA ends at unknown flags
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
@@ -27,7 +27,7 @@ def set_up_cpu(batch_sizes: tuple[int, ...], wanted: int = 0) -> None:
     cores and 8 and divides the batches.  JAX_NUM_CPU_DEVICES and what XLA_FLAGS says in the environment win.
     """
     given = os.environ.get("XLA_FLAGS", "")
-    if ONEDNN_SINCE <= jaxlib.version.__version_info__ < ONEDNN_UNTIL and platform.machine() in ("x86_64", "AMD64"):
+    if has_onednn():
         os.environ["XLA_FLAGS"] = f"{ONEDNN} {given}".strip()  # of two settings of a flag the later one holds
     _keep_memory()
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in given:
@@ -35,6 +35,12 @@ def set_up_cpu(batch_sizes: tuple[int, ...], wanted: int = 0) -> None:
     count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
     fitting = [n for n in (8, 4, 2, 1) if n <= count and all(size % n == 0 for size in batch_sizes)]
     jax.config.update("jax_num_cpu_devices", wanted or fitting[0])
+
+
+def has_onednn() -> bool:
+    """Whether this jaxlib is known to have oneDNN."""
+    major_minor = ".".join(metadata.version("jaxlib").split(".")[:2])
+    return major_minor in ONEDNN_IN and platform.machine() in ("x86_64", "AMD64")
 
 
 def _keep_memory() -> None:
