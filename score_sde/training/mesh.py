@@ -27,7 +27,7 @@ def set_up_cpu(batch_sizes: tuple[int, ...], wanted: int = 0) -> None:
     cores and 8 and divides the batches.  JAX_NUM_CPU_DEVICES and what XLA_FLAGS says in the environment win.
     """
     given = os.environ.get("XLA_FLAGS", "")
-    if has_onednn():
+    if has_onednn() and ONEDNN not in given:
         os.environ["XLA_FLAGS"] = f"{ONEDNN} {given}".strip()  # of two settings of a flag the later one holds
     _keep_memory()
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in given:
