@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 # oneDNN for convolutions and matrix products, and for nothing else: XLA's own reductions are faster without the second.
 ONEDNN = "--xla_cpu_experimental_onednn_custom_call=true --xla_cpu_experimental_ynn_fusion_type=reduce"
-ONEDNN_IN = ("0.10", "0.11", "0.12")  # jaxlib's versions known to have them: XLA ends at unknown flags
+ONEDNN_IN = ("0.12",)  # jaxlib's versions that do so: 0.10 takes the flags to no effect, and XLA ends at unknown ones
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
@@ -38,7 +38,7 @@ def set_up_cpu(batch_sizes: tuple[int, ...], wanted: int = 0) -> None:
 
 
 def has_onednn() -> bool:
-    """Whether this jaxlib is known to have oneDNN."""
+    """Whether this jaxlib is known to use oneDNN when asked to."""
     major_minor = ".".join(metadata.version("jaxlib").split(".")[:2])
     return major_minor in ONEDNN_IN and platform.machine() in ("x86_64", "AMD64")
 
