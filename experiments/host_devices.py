@@ -16,7 +16,7 @@ from common import config_of, training_step
 from score_sde.config import build
 from score_sde.training.mesh import set_up_cpu
 run = build(config_of("vp_digits"))
-set_up_cpu((run.training.batch_size,), int(sys.argv[1]))
+set_up_cpu((run.training.batch_size,), int(sys.argv[1]), onednn=False)
 state, dispatch, sharding = training_step(run, run.training)
 x = jax.device_put({"x": run.experiment.load("train").x[None, :run.training.batch_size]}, sharding)
 state, _ = jax.block_until_ready(dispatch(state, x))

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,8 @@ def prepare(config: Any) -> Run:
         ConfigError: the config makes no sense, in itself or on these devices; nothing has been compiled.
     """
     run = build(config)
-    set_up_cpu(tuple(config[s].batch_size for s in ("training", "sampling", "eval")), config.training.cpu_devices)
+    batches = tuple(config[s].batch_size for s in ("training", "sampling", "eval"))
+    set_up_cpu(batches, config.training.cpu_devices, onednn=math.prod(run.experiment.shape[:-1]) >= 16 * 16)
     try:
         devices = jax.device_count()
     except RuntimeError as error:  # JAX_PLATFORMS names what is not there
