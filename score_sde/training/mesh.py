@@ -21,11 +21,11 @@ def set_up_cpu(batch_sizes: tuple[int, ...], wanted: int = 0, onednn: bool = Tru
     """What makes XLA fast on a CPU, for this process and those it starts: call before JAX touches a device.
 
     Convolutions and matrix products by oneDNN, unless `onednn` is False (it is slower for images of fewer than 16x16
-    pixels), memory that malloc keeps, and the cores split into several devices: XLA runs many small operations one after
-    the other on a device, so two devices on two cores may train a small network faster than one
+    pixels), memory that malloc keeps, and the cores split into several devices: XLA runs many small operations one
+    after the other on a device, so two devices on two cores may train a small network faster than one
     (`experiments/host_devices.py` measures it).  A large one they train slower, since each of them updates all
-    parameters.  Their count is `wanted`, or where that is 0 the largest power of two that is at most the cores and 8 and
-    divides the batches.  JAX_NUM_CPU_DEVICES and what XLA_FLAGS says in the environment win.
+    parameters.  Their count is `wanted`, or where that is 0 the largest power of two that is at most the cores and 8
+    and divides the batches.  JAX_NUM_CPU_DEVICES and what XLA_FLAGS says in the environment win.
     """
     given = os.environ.get("XLA_FLAGS", "")
     if onednn and has_onednn() and ONEDNN not in given:
