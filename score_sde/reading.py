@@ -12,7 +12,7 @@ import errno
 import io
 import os
 import stat
-from typing import BinaryIO
+from typing import Any
 
 LIMITS = {  # names of environment variables that raise them
     "SCORE_SDE_MAX_BYTES": 2**28,  # of memory that a file may ask for, however small it is
@@ -82,7 +82,7 @@ class RegularFile(io.BufferedReader):
 class Unpacked(io.RawIOBase):
     """What `stream` unpacks of `file`; an OSError beyond the memory that the file may take."""
 
-    def __init__(self, stream: BinaryIO, file: RegularFile):
+    def __init__(self, stream: Any, file: RegularFile):
         self._stream, self._file, self._count = stream, file, 0
 
     def readable(self) -> bool:
