@@ -186,7 +186,7 @@ def main(argv: list[str]) -> int:
     try:
         print(fetch(names[0], *folders))
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error, 1000)}", file=sys.stderr)
         return 1
     return 0
 
