@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from score_sde.reading import printable
+
 HELP = """\
 Score-based generative modelling through SDEs: train, sample, and evaluate likelihoods.
 
@@ -103,7 +105,7 @@ def telling(command: Callable[[], int]) -> int:
         if (message := _message(error)) is None:
             raise
         words = (word if len(word) <= 300 else word[:60] + "..." for word in message.split())
-        print(f"error: {' '.join(words)}", file=sys.stderr)
+        print(f"error: {printable(' '.join(words), 100_000)}", file=sys.stderr)
         return 1
 
 

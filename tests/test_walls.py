@@ -30,7 +30,7 @@ SDES = GROUND | {"sdes"}
 TARGETS = SDES | {"predictions", "analytic", "discrete"}
 FLOW = TARGETS | {"flow"}
 MATHS = FLOW | {"objectives", "sampling", "likelihood", "guidance"}
-ANYTHING = MATHS | {"__init__", "models", "extras", "files", "data", "training", "evaluation", "plots"}
+ANYTHING = MATHS | {"__init__", "models", "extras", "files", "reading", "data", "training", "evaluation", "plots"}
 
 JAX = {"jax", "numpy", "jaxtyping"}
 ODE = {"diffrax", "lineax"}  # lineax: the linear operators that diffrax takes, and installs
@@ -58,7 +58,8 @@ WALLS = {
     # system
     "extras":      Room(set(),                   set()),
     "files":       Room(set(),                   {"numpy"}),
-    "data":        Room(set(),                   {"numpy", "grain", "pooch"} | IMAGES),
+    "reading":     Room(set(),                   set()),
+    "data":        Room({"reading"},             {"numpy", "grain", "pooch"} | IMAGES),
     "training":    Room(ANYTHING,                JAX | TRAIN | IMAGES | {"grain"},       {"tensorboardX"}),
     "evaluation":  Room(ANYTHING,                JAX | TRAIN | IMAGES,                   {"tensorboardX"}),
     "plots":       Room({"extras"},              {"numpy", "PIL"},                       {"matplotlib"}),

@@ -5,6 +5,7 @@ blue planes of a 32x32 image.  The "Python version" of the archive is a pickle, 
 not read here.
 """
 
+import gzip
 import os
 import tarfile
 import zlib
@@ -13,12 +14,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from score_sde.data.sources import ArraySource, DataError, check_split, fetched
+from score_sde.reading import RegularFile, Unpacked, printable, read_bytes
 
 _PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _FOLDER = "cifar-10-batches-bin"
 _ARCHIVE = "cifar-10-binary.tar.gz"
 _FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _ROW = 1 + 3 * 32 * 32
+_MEMBERS = 100  # of the archive at most; the published one has nine
 
 
 def cifar10(split: str, directory: str | os.PathLike | None = None) -> ArraySource:
@@ -55,7 +58,7 @@ def cifar10(split: str, directory: str | os.PathLike | None = None) -> ArraySour
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: expected a readable file, got {error.strerror}; download it from {_PAGE}") from error
 
@@ -63,14 +66,19 @@ def _read(path: Path) -> bytes:
 def _read_archive(archive: Path, names: list[str]) -> list[tuple[str, bytes]]:
     found = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                if member.isfile() and (name := PurePosixPath(member.name).name) in names:
-                    found[name] = tar.extractfile(member).read()
-            while tar.fileobj.read(1 << 20):  # to the end of the stream, where gzip compares its checksum
+        with RegularFile(archive) as file, gzip.GzipFile(fileobj=file) as packed, Unpacked(packed, file) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as tar:  # "|": forwards only
+                for number, member in enumerate(tar):
+                    if number == _MEMBERS:
+                        raise tarfile.TarError(f"more than {_MEMBERS} members")
+                    name = PurePosixPath(member.name).name
+                    if member.isfile() and not member.issparse() and name in names:
+                        found[name] = tar.extractfile(member).read()
+            while stream.read(1 << 20):  # to the end of the stream, where gzip compares its checksum
                 pass
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise DataError(f"{archive}: expected a whole archive, got {error}; download it again from {_PAGE}") from error
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or printable(error)
+        raise DataError(f"{archive}: expected a whole archive, got {reason}; download it again from {_PAGE}") from error
     if missing := [name for name in names if name not in found]:
         raise DataError(f"{archive}: expected {_FOLDER}/{missing[0]} in it, got none; download it again from {_PAGE}")
     return [(f"{archive} ({name})", found[name]) for name in names]

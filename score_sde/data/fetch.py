@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from score_sde.data.sources import DataError
+from score_sde.reading import RegularFile, check_limit, printable
 
 _TIMEOUT = 5.0  # seconds without an answer
 
@@ -102,7 +103,7 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
     except DataError:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: pooch's, for a wrong checksum
-        reason = " ".join(str(getattr(error, "reason", None) or error).split())
+        reason = printable(getattr(error, "reason", None) or getattr(error, "strerror", None) or error, 500)
         raise DataError(
             f"cannot fetch {path.name} from {url}: {reason}; run again to try again, or get the file with sha256 "
             f"{sha256} some other way and set config.data.dir to the folder that holds it"
@@ -110,7 +111,7 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with RegularFile(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -122,7 +123,7 @@ class _Resuming:
 
     def __call__(self, url: str, output: str, pooch) -> None:
         part = self.path.with_name(self.path.name + ".part")
-        with open(part, "ab") as file:
+        with open(part, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o644)) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -160,6 +161,7 @@ def _download(url: str, file) -> None:
             while data := answer.read(1 << 16):
                 file.write(data)
                 bar.update(len(data))
+                check_limit("SCORE_SDE_MAX_BYTES", file.tell(), "bytes of a published file")
     file.flush()
     if total is not None and (size := file.tell()) < total:
         raise ConnectionError(f"the connection broke off at {size:,} of {total:,} bytes")
@@ -184,7 +186,7 @@ def main(argv: list[str]) -> int:
     try:
         print(fetch(names[0], *folders))
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error, 1000)}", file=sys.stderr)
         return 1
     return 0
 

@@ -4,6 +4,7 @@ An IDX file is a big-endian header (two zero bytes, the type of a number, the nu
 four bytes) and the numbers in row-major order (LeCun, http://yann.lecun.com/exdb/mnist).
 """
 
+import contextlib
 import gzip
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from score_sde.data.sources import ArraySource, DataError, check_split, fetched
+from score_sde.reading import RegularFile
 
 _NAMES = {"train": "train", "test": "t10k"}
 _UINT8 = 0x08
@@ -68,19 +70,25 @@ def _file(directory: Path, name: str) -> Path:
 
 def _read(path: Path, axes: int, remedy: str) -> np.ndarray:
     """The uint8 array of an IDX file with so many axes."""
+    header, count = 4 + 4 * axes, 0
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with RegularFile(path) as file, _unpacked(file) as stream:
+            head = stream.read(header)
+            if head[:4] == bytes([0, 0, _UINT8, axes]) and len(head) == header:
+                shape = tuple(int(n) for n in np.frombuffer(head, ">u4", offset=4))
+                file.check_memory(count := math.prod(shape))
+            data = stream.read(count + 1)  # one more, at which gzip compares its checksum
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: expected a readable IDX file, got {reason}; {remedy}") from error
-    header = 4 + 4 * axes
-    if len(data) < header or data[:4] != bytes([0, 0, _UINT8, axes]):
-        start = data[:4].hex(" ") or "nothing"
+    if len(head) < header or head[:4] != bytes([0, 0, _UINT8, axes]):
+        start = head[:4].hex(" ") or "nothing"
         raise DataError(f"{path}: expected an IDX file of bytes with {axes} axes, got {start}; {remedy}")
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", axes, offset=4))
-    if len(data) != header + math.prod(shape):
-        raise DataError(
-            f"{path}: expected {header + math.prod(shape):,} bytes for shape {shape}, got {len(data):,}; {remedy}"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    if len(data) != count:
+        got = f"{header + len(data):,}" if len(data) < count else "more"
+        raise DataError(f"{path}: expected {header + count:,} bytes for shape {shape}, got {got}; {remedy}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _unpacked(file: RegularFile):
+    return gzip.GzipFile(fileobj=file) if file.path.endswith(".gz") else contextlib.nullcontext(file)

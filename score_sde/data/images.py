@@ -14,19 +14,24 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
+import threading
 import uuid
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from score_sde.data.sources import ArraySource, DataError, Source, Subset, check_split, split_rows
+from score_sde.reading import check_limit, limit, printable, read_bytes
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _MODES = {1: "L", 3: "RGB"}
 _FORMAT = 1  # of the decoded files in the cache: raise it where the same images would give other pixels
 _PIECE = 1024  # files decoded before their pixels are written
+_STRIP = 2**20  # pixels that are laid on white at a time
 
 
 def images(split: str, directory: str | os.PathLike, *, channels: int, size: int | None = None) -> Source:
@@ -77,6 +82,10 @@ def _check_options(channels: int, size: int | None) -> None:
         raise ValueError(f"expected channels=1 (grey) or 3 (RGB), got {channels}. Say which the images shall have.")
     if size is not None and size < 1:
         raise ValueError(f"expected size of at least 1 pixel, got {size}. Leave it out to keep the images' own.")
+    if size is not None and size > (most := math.isqrt(limit("SCORE_SDE_MAX_PIXELS"))):
+        raise ValueError(
+            f"expected size of at most {most} pixels, got {size}. Choose less, or set SCORE_SDE_MAX_PIXELS."
+        )
 
 
 def _shape(directory: str, first: str, channels: int, size: int | None) -> tuple[int, int, int]:
@@ -120,8 +129,11 @@ def _listed(directory: str) -> tuple[list[str], np.ndarray | None, dict[str, np.
 
 def _images_below(folder: str) -> list[str]:
     """Relative paths of the images below `folder`, in one order on every machine."""
-    names = []
+    names, seen = [], {}
     for path, folders, files in os.walk(folder, followlinks=True):
+        state = os.stat(path)
+        if (first := seen.setdefault((state.st_dev, state.st_ino), path)) != path:
+            raise DataError(f"{path}: expected each folder once, got {first} again by a link; take the link away")
         folders[:] = [name for name in folders if not name.startswith(".")]
         where = os.path.relpath(path, folder)
         inside = "" if where == os.curdir else where + os.sep
@@ -130,7 +142,8 @@ def _images_below(folder: str) -> list[str]:
     if others := sorted(set(names) - set(found)):
         logging.getLogger(__name__).warning(
             "note: %d files in %s are not %s and are left out: %s%s",
-            len(others), folder, "/".join(_SUFFIXES), ", ".join(others[:3]), " ..." if others[3:] else "",
+            len(others), printable(folder), "/".join(_SUFFIXES), printable(", ".join(others[:3])),
+            " ..." if others[3:] else "",
         )  # fmt: skip
     return found
 
@@ -211,25 +224,71 @@ def _decode(path: str, channels: int, size: int | None) -> np.ndarray | str:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = read_bytes(path)
         if not data:
             return "an empty file"
         if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":  # Pillow would drop the lower byte without a word
             return "a PNG of 16 bits per channel"
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+        with _header_of(data) as image, _room.take(image.width * image.height):
             if image.format == "PNG":
-                Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # checksums, to the last chunk
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB") if image.mode not in ("L", "RGB") else image  # the palette's colours
-            image = image.convert(_MODES[channels])
+                _header_of(data).verify()  # checksums, to the last chunk
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _plain(image, _MODES[channels])
             if size is not None:
                 image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
             return np.asarray(image).reshape(image.height, image.width, channels)
     except UnidentifiedImageError:
         return "not a PNG, JPEG or WebP image"
     except Exception as error:  # of many kinds, depending on where the damage lies
-        return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        return printable(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _header_of(data: bytes):
+    """The image of a file, whose pixels are not decoded yet; OSError where there are too many of them."""
+    from PIL import Image
+
+    # Pillow's own limit is only a warning; filters of warnings are those of all threads, hence the lock
+    with _one_by_one, warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+    check_limit("SCORE_SDE_MAX_PIXELS", image.width * image.height, "pixels")
+    return image
+
+
+def _plain(image, mode: str):
+    """An image as `mode`, on white where it is transparent, strip by strip: each form of it takes 4 bytes a pixel."""
+    from PIL import Image
+
+    image.load()
+    if image.mode == mode and not image.has_transparency_data:
+        return image
+    flat, rows = Image.new(mode, image.size), max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        if image.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        strip = strip.convert("RGB") if strip.mode not in ("L", "RGB") else strip  # the palette's colours
+        flat.paste(strip.convert(mode), (0, top))
+    return flat
+
+
+class _Room:
+    """Pixels that may be decoded at the same time, by all threads together: an image waits until there is room."""
+
+    def __init__(self):
+        self._taken, self._change = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        with self._change:
+            self._change.wait_for(lambda: not self._taken or self._taken + pixels <= limit("SCORE_SDE_MAX_PIXELS"))
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._change:
+                self._taken -= pixels
+                self._change.notify_all()
+
+
+_room, _one_by_one = _Room(), threading.Lock()

@@ -7,12 +7,16 @@
 A .npy file is mapped into memory, so it may be larger than that.  Pickled objects are never read.
 """
 
+import math
 import os
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from score_sde.data.sources import ArraySource, DataError, Source, Subset, check_split, split_rows
+from score_sde.reading import RegularFile, printable
 
 
 def arrays(split: str, path: str | os.PathLike, *, levels: int | None = None) -> Source:
@@ -67,16 +71,18 @@ def _read(file: Path, levels: int | None) -> tuple[np.ndarray, np.ndarray | None
     try:
         if file.suffix not in (".npy", ".npz"):
             raise ValueError(f"a name that ends in {file.suffix or 'nothing'}" if file.exists() else "no such file")
-        if file.suffix == ".npy":
-            x = np.lib.format.open_memmap(file, mode="r")
-        else:
-            with open(file, "rb") as data, np.lib.npyio.NpzFile(data, allow_pickle=False) as members:
-                if "x" not in members.files:
-                    raise ValueError(f"members {', '.join(members.files) or 'none'} without x")
-                labels = members["labels"] if "labels" in members.files else None
-                x = members["x"]
+        with RegularFile(file) as data:
+            if file.suffix == ".npy":
+                x = _mapped(data)
+            else:
+                with zipfile.ZipFile(data) as archive:
+                    members = [name.removesuffix(".npy") for name in archive.namelist()]
+                    if "x" not in members:
+                        raise ValueError(f"members {', '.join(members) or 'none'} without x")
+                    labels = _unpacked(archive, "labels.npy", data) if "labels" in members else None
+                    x = _unpacked(archive, "x.npy", data)
     except Exception as error:  # of many kinds, depending on where the damage lies
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        reason = printable(getattr(error, "strerror", None) or error)
         raise DataError(f"{file}: expected a .npy or .npz file without pickled objects, got {reason}") from error
     if x.ndim < 2 or not x.size:
         raise DataError(f"{file}: expected x of shape (N, *shape) with N >= 1, got {x.shape}; (N, 1) holds numbers")
@@ -91,3 +97,38 @@ def _read(file: Path, levels: int | None) -> tuple[np.ndarray, np.ndarray | None
     if real and levels is not None:
         raise DataError(f"{file}: expected whole numbers for config.data.levels={levels}, got {x.dtype}; leave it out")
     return x, labels, levels
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran's order, dtype, bytes of the numbers) of the array that begins here."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in read:
+        raise ValueError(f"version {version}, of records with names")
+    shape, in_columns, dtype = read[version](stream)
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("pickled objects" if dtype.hasobject else f"shape {shape}")
+    return shape, in_columns, dtype, math.prod(shape) * dtype.itemsize
+
+
+def _mapped(file: RegularFile) -> np.ndarray:
+    shape, in_columns, dtype, size = _header(file)
+    if (there := file.size - file.tell()) < size:
+        raise ValueError(f"{there:,} of {size:,} bytes")
+    if not size:
+        return np.empty(shape, dtype)
+    return np.memmap(file, dtype, "r", file.tell(), shape, "F" if in_columns else "C")
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, file: RegularFile) -> np.ndarray:
+    """A member, whose header and entry in the archive agree on a size that the file may ask for."""
+    entry = archive.getinfo(name)
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # of others any read may take any memory
+        raise ValueError("a compression that NumPy does not write")
+    file.check_memory(entry.file_size)
+    with archive.open(entry) as stream:
+        *_, size = _header(stream)
+        if (there := entry.file_size - stream.tell()) != size:
+            raise ValueError(f"{there:,} of {size:,} bytes in {name}")
+    with archive.open(entry) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)

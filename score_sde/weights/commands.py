@@ -18,6 +18,7 @@ from score_sde.files import WorkdirError, check_space, write_bytes, writing
 from score_sde.main import load, read_flags, take
 from score_sde.models import UNet
 from score_sde.modes import prepare, save_config
+from score_sde.reading import printable
 from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.loop import abstract_state, state_of
 from score_sde.weights.conventions import PUBLISHED, config_of, count
@@ -66,7 +67,7 @@ def inspect(path: Path, flags: list[str]) -> int:
     """Print what a file holds and whether it fits its config; 0 where it does."""
     found = open_weights(path)
     total = count(found)
-    print(f"file        {path}: {found.kind}, {len(found.tensors)} tensors")
+    print(f"file        {printable(path)}: {found.kind}, {len(found.tensors)} tensors")
     print(f"parameters  {total:,}" + (f", as has {PUBLISHED[total][0]}" if total in PUBLISHED else ""))
     averages = "as trained and averaged (EMA)" if found.ema is not found.tensors else "one set of weights"
     print(f"training    {averages}; {f'step {found.step:,}' if found.step else 'no step is said'}")
@@ -76,14 +77,14 @@ def inspect(path: Path, flags: list[str]) -> int:
     for section in ("model", "sde", "objective", "data", "sampling"):
         there = {k: v for k, v in flatten(config).items() if k.startswith(f"{section}.")}
         told = {k.partition(".")[2]: v for k, v in there.items() if v != fresh[k] or k.endswith(".name")}
-        print(f"{section:<12}{'  '.join(f'{k}={v}' for k, v in told.items() if v is not None)}")
+        print(f"{section:<12}{printable('  '.join(f'{k}={v}' for k, v in told.items() if v is not None), 1000)}")
     print(f"images      {run.experiment.shape}")
     print(f"matches     {fit.used} of the network's {len(reading.slots)} tensors")
     for title, names in (
         ("not there", fit.missing), ("not wanted", fit.unexpected), ("misshapen", fit.misshapen),
     ):  # fmt: skip
         for name in names[:10]:
-            print(f"{title:<12}{name}")
+            print(f"{title:<12}{printable(name)}")
         if names[10:]:
             print(f"{'':<12}and {len(names) - 10} more")
     return 0 if fit.params is not None and not fit.unexpected else 1

@@ -147,10 +147,10 @@ def match(wanted: list[Slot], tensors: Mapping[str, Any], unused: frozenset[str]
             continue
         seen.add(name)
         there = tuple(tensors[name].shape)
-        if (value := _placed(np.asarray(tensors[name]), slot.shape, how)) is None:
-            misshapen.append(f"{name} {there}, not {_file_shape(slot.shape, how)}")
+        if _fits(there, slot.shape, how):  # before its numbers are read
+            flat[slot.path] = _placed(np.asarray(tensors[name], np.float32), slot.shape, how)
         else:
-            flat[slot.path] = value
+            misshapen.append(f"{name} {there}, not {_file_shape(slot.shape, how)}")
     unexpected = sorted(f"{name} {tuple(tensors[name].shape)}" for name in tensors.keys() - seen - unused)
     params = None if missing or misshapen else traverse_util.unflatten_dict(flat, sep="/")
     return Matched(params, len(flat), missing, unexpected, misshapen)
@@ -162,14 +162,14 @@ def _file_shape(shape: tuple[int, ...], how: str) -> tuple[int, ...]:
     return (shape[-1], shape[-2], *shape[:-2])
 
 
-def _placed(value: np.ndarray, shape: tuple[int, ...], how: str) -> np.ndarray | None:
-    """A tensor of a file as ours, float32; None where its shape does not allow that."""
-    value = np.asarray(value, np.float32)
-    trim = lambda s: tuple(n for n in s if n != 1)  # noqa: E731 - old norms are (1, 1, 1, C), 1x1 maps of any rank
-    if value.shape != _file_shape(shape, how) and not (
-        trim(value.shape) == trim(_file_shape(shape, how)) and (1 in value.shape or 1 in shape)
-    ):
-        return None
+def _fits(there: tuple[int, ...], shape: tuple[int, ...], how: str) -> bool:
+    """Whether a tensor of a file can become one of `shape`: but for axes of 1 (old norms are (1, 1, 1, C))."""
+    trim = lambda s: tuple(n for n in s if n != 1)  # noqa: E731
+    return trim(there) == trim(_file_shape(shape, how))
+
+
+def _placed(value: np.ndarray, shape: tuple[int, ...], how: str) -> np.ndarray:
+    """A tensor of a file that fits, as ours."""
     if how == "same":
         return value.reshape(shape)
     value = value.reshape(_file_shape(shape, how))

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import serialization, traverse_util
+from flax import traverse_util
 
-from score_sde.weights.errors import WeightsError
-from score_sde.weights.pickles import LazyTensor, read_torch, reason
+from score_sde.reading import RegularFile, printable, read_text
+from score_sde.weights.errors import WeightsError, damaged
+from score_sde.weights.lazy import LazyTensor
+from score_sde.weights.msgpack import is_map, read_msgpack
+from score_sde.weights.pickles import read_torch
 from score_sde.weights.tensors import is_safetensors, read_safetensors
 
 CONFIG_KEY, STEP_KEY = "score_sde_config", "score_sde_step"  # in the header of our safetensors
@@ -17,7 +20,7 @@ UNUSED = frozenset({"sigmas"})  # the table of noise levels that score_sde_pytor
 
 
 class Found(NamedTuple):
-    """What a file holds.
+    """What a file holds; of its tensors only the shapes have been read.
 
     layout: of `naming.LAYOUTS`; tensors, ema: by name (ema as tensors where there is none); step: of training;
     config: ours, as JSON; unet, scheduler: config.json and scheduler_config.json of diffusers.
@@ -25,8 +28,8 @@ class Found(NamedTuple):
 
     kind: str
     layout: str
-    tensors: Mapping[str, Any]
-    ema: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor]
+    ema: Mapping[str, LazyTensor]
     step: int = 0
     config: str | None = None
     unet: dict | None = None
@@ -42,13 +45,13 @@ def open_weights(path: Path) -> Found:
     try:
         if path.is_dir():
             return _folder(path)
-        with open(path, "rb") as file:
+        with RegularFile(path) as file:
             head = file.read(16)
         if head.startswith(b"PK\x03\x04"):
             return _torch_file(path)
-        if is_safetensors(path):
+        if is_safetensors(head):
             return _safetensors(path)
-        if head[:1] and (0x82 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        if is_map(head):
             return _flax_file(path)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}. Give a file or folder of weights.") from error
@@ -85,11 +88,11 @@ def _has_scheduler(folder: Path) -> bool:
 
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is damaged: {str(error)[:200]}. Fetch it again.") from error
+        found = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
     if not isinstance(found, dict):
-        raise WeightsError(f"{path} is damaged: expected an object, got {type(found).__name__}. Fetch it again.")
+        raise damaged(path, f"expected an object, got {type(found).__name__}")
     return found
 
 
@@ -97,7 +100,14 @@ def _safetensors(path: Path) -> Found:
     tensors, metadata = read_safetensors(path)
     step = metadata.get(STEP_KEY, "0")
     layout, config = _layout(path, tensors), metadata.get(CONFIG_KEY)
-    return Found("safetensors", layout, tensors, tensors, int(step) if step.isdecimal() else 0, config)
+    return Found("safetensors", layout, tensors, tensors, _step(int(step) if step.isdecimal() else 0), config)
+
+
+def _step(value: Any) -> int:
+    """The step of training that a file tells, or 0 where it tells none that can be."""
+    if isinstance(value, LazyTensor) and value.shape in ((), (1,)):
+        value = np.asarray(value).item()
+    return value if type(value) is int and 0 <= value < 2**31 else 0
 
 
 def _layout(path: Path, tensors: Mapping[str, Any]) -> str:
@@ -105,7 +115,7 @@ def _layout(path: Path, tensors: Mapping[str, Any]) -> str:
     for layout, mark in marks.items():
         if any(mark in name for name in tensors):
             return layout
-    some = ", ".join(list(tensors)[:3]) or "none at all"
+    some = printable(", ".join(list(tensors)[:3])) or "none at all"
     raise WeightsError(f"{path}: expected the tensors of a U-Net by Score-SDE, diffusers or score_sde, got {some}.")
 
 
@@ -116,16 +126,16 @@ def _torch_file(path: Path) -> Found:
     if not isinstance(model, dict) or not model or not all(isinstance(v, LazyTensor) for v in model.values()):
         raise WeightsError(
             f"{path}: expected a score_sde_pytorch checkpoint (model, ema, step) or a state dict, got "
-            f"{', '.join(map(str, saved))[:100] if isinstance(saved, dict) else type(saved).__name__}."
+            f"{printable(', '.join(map(str, saved)), 100) if isinstance(saved, dict) else type(saved).__name__}."
         )
     model = {str(name).removeprefix("module."): tensor for name, tensor in model.items()}
-    layout, ema, step = _layout(path, model), saved.get("ema"), saved.get("step", 0)
+    layout, ema = _layout(path, model), saved.get("ema")
     return Found(
         "Score-SDE checkpoint of PyTorch" if layout == "torch" else "PyTorch state dict",
         layout,
         model,
         model if ema is None else _by_position(path, model, ema),
-        step if type(step) is int and 0 <= step < 2**31 else 0,
+        _step(saved.get("step")),
     )
 
 
@@ -154,20 +164,17 @@ def _by_position(path: Path, model: dict[str, LazyTensor], ema: Any) -> dict[str
 
 def _flax_file(path: Path) -> Found:
     """A checkpoint of the published JAX code."""
-    try:
-        saved = serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # of damaged bytes: many types
-        raise WeightsError(f"{path} is damaged, or of another format: {reason(error)}. Fetch it again.") from error
+    saved = read_msgpack(path)
     target = saved.get("optimizer", {}) if isinstance(saved, dict) else {}
     target = target.get("target") if isinstance(target, dict) else None
     if not isinstance(target, dict) or not isinstance(saved.get("params_ema"), dict):
         raise WeightsError(f"{path}: expected a Score-SDE checkpoint with optimizer/target and params_ema in msgpack.")
     tensors, ema = (_flat(path, tree.get("params", tree)) for tree in (target, saved["params_ema"]))
-    return Found("Score-SDE checkpoint of JAX", "flax", tensors, ema, int(np.asarray(saved.get("step", 0)).ravel()[0]))
+    return Found("Score-SDE checkpoint of JAX", "flax", tensors, ema, _step(saved.get("step")))
 
 
-def _flat(path: Path, tree: dict) -> dict[str, np.ndarray]:
-    flat = traverse_util.flatten_dict(tree, sep=".")
-    if not flat or not all(isinstance(v, np.ndarray) for v in flat.values()):
+def _flat(path: Path, tree: Any) -> dict[str, LazyTensor]:
+    flat = traverse_util.flatten_dict(tree, sep=".") if isinstance(tree, dict) else {}
+    if not flat or not all(isinstance(v, LazyTensor) for v in flat.values()):
         raise WeightsError(f"{path}: expected arrays in its parameters, got something else. Fetch it again.")
     return flat

@@ -1,20 +1,23 @@
 """Files of `torch.save`, read without torch and without running anything they say.
 
 Such a file is a zip archive: `data.pkl`, a pickle in which every tensor is a call of `torch._utils._rebuild_tensor_v2`
-on a storage, and the storages beside it as raw bytes.  A pickle names the functions that its reader is to call, any
-functions of any module.  This reader knows the few names of a file of weights, and has harmless stand-ins of its own
-for them; it refuses the file at the first other name.
+on a storage, and the storages beside it as raw bytes.  The few names of a file of weights have stand-ins here; what the
+optimizer of Score-SDE adds to them is its learning rate, a NumPy scalar.
 """
 
-import collections
+import math
 import pickle
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from score_sde.weights.errors import WeightsError
+from score_sde.reading import RegularFile
+from score_sde.weights.errors import WeightsError, damaged
+from score_sde.weights.lazy import LazyTensor, checked_shape, itemsize, numbers_of
+from score_sde.weights.unpickling import NUMPY_SCALARS, Unpickler
 
 _DTYPES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "bfloat16",
@@ -23,9 +26,10 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def from_bfloat16(raw: np.ndarray) -> np.ndarray:
-    """bfloat16, as its bits in uint16, as float32: its upper half."""
-    return (raw.astype(np.uint32) << 16).view(np.float32)
+class _Kind(NamedTuple):
+    """Stands for torch's storage classes, which pickles name as an argument."""
+
+    dtype: str
 
 
 class _Storage(NamedTuple):
@@ -37,66 +41,55 @@ class _Storage(NamedTuple):
     numel: int
 
 
-class LazyTensor:
-    """A tensor of the file: its shape is known, its numbers are read by `numpy.asarray`."""
-
-    def __init__(self, storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]):
-        reach = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        good = min((offset, *shape, *strides), default=0) >= 0 and (0 in shape or reach <= storage.numel)
-        if not isinstance(storage, _Storage) or not good:
-            raise pickle.UnpicklingError(f"a tensor {shape} lies outside its storage")
-        self.shape, self._storage, self._offset, self._strides = shape, storage, offset, strides
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        flat = self._storage.archive.numbers(self._storage)[self._offset :]
-        strides = [s * flat.itemsize for s in self._strides]
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
-        view = from_bfloat16(view) if self._storage.dtype == "bfloat16" else view
-        return np.array(view, dtype)  # a copy: the storage may be large, and shared
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> LazyTensor:
+    shape, strides, (offset,) = checked_shape(shape), checked_shape(strides), checked_shape([offset])
+    reach = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    # A tensor of more numbers than its storage, by strides of 0, would take any amount of memory.
+    inside = 0 in shape or type(storage) is _Storage and max(reach, math.prod(shape)) <= storage.numel
+    if type(storage) is not _Storage or not inside:
+        raise pickle.UnpicklingError(f"a tensor {shape} lies outside its storage")
+    return LazyTensor(shape, partial(_numbers, storage, offset, shape, strides))
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> LazyTensor:
-    return LazyTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+def _numbers(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    if 0 in shape:
+        return np.zeros(shape, np.float32)
+    flat = storage.archive.numbers(storage)[offset:]
+    view = np.lib.stride_tricks.as_strided(flat, shape, [s * flat.itemsize for s in strides], writeable=False)
+    return view.copy()  # the storage may be large, and shared
 
 
-class _Kind(NamedTuple):
-    """Stands for torch's storage classes, which pickles name as an argument."""
-
-    dtype: str
+def _no_items() -> dict:
+    """Stands for OrderedDict, whose items follow; those given in the call could be hashed for ever."""
+    return {}
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _no_items,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): checked_shape,
     **{("torch", name): _Kind(dtype) for name, dtype in _DTYPES.items()},
+    **NUMPY_SCALARS,
 }
 
 
-class _Reader(pickle.Unpickler):
-    def __init__(self, file, archive: "_Archive"):
-        super().__init__(file)
+class _Reader(Unpickler):
+    def __init__(self, data: bytes, archive: "_Archive"):
+        super().__init__(data, _KNOWN, archive.path)
         self._archive = archive
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise WeightsError(
-                f"{self._archive.path}: expected tensors, dictionaries and numbers, got a call of {module}.{name} "
-                "in its pickle, which may run any code; nothing was run. Do not use this file."
-            )
-        return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
         tag, kind, key, _, numel = pid
-        if tag != "storage" or not isinstance(kind, _Kind):
+        if tag != "storage" or type(kind) is not _Kind or type(key) is not str or type(numel) is not int:
             raise pickle.UnpicklingError("a storage of no known kind")
-        return _Storage(self._archive, str(key), kind.dtype, int(numel))
+        return _Storage(self._archive, key, kind.dtype, numel)
 
 
 class _Archive:
-    def __init__(self, path: Path):
-        self.path, self._zip = path, zipfile.ZipFile(path)
+    def __init__(self, file: RegularFile):
+        self.path, self._file = (path := Path(file.path)), file
+        self._zip = zipfile.ZipFile(file)
         inside = [name for name in self._zip.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(inside) != 1:
             raise WeightsError(f"{path}: expected a file of torch.save, got another zip archive. Give a .pth file.")
@@ -106,35 +99,33 @@ class _Archive:
         if f"{self._folder}byteorder" in self._zip.namelist() and self._read("byteorder") != b"little":
             raise WeightsError(f"{path}: expected little-endian numbers. Save it again on a usual machine.")
 
+    def __del__(self):
+        self._file.close()
+
+    def _size(self, name: str) -> int:
+        return self._zip.getinfo(self._folder + name).file_size
+
     def _read(self, name: str) -> bytes:
+        self._file.check_memory(self._size(name))
         return self._zip.read(self._folder + name)  # checks the CRC
 
     def load(self) -> Any:
-        with self._zip.open(f"{self._folder}data.pkl") as file:
-            return _Reader(file, self).load()
+        return _Reader(self._read("data.pkl"), self).load()
 
     def numbers(self, storage: _Storage) -> np.ndarray:
-        """The numbers of a storage; bfloat16 as its bits.
+        """The numbers of a storage.
 
         Raises:
             WeightsError: they are not there, too few, or damaged.
         """
+        name = f"data/{storage.key}"
         try:
-            raw = self._read(f"data/{storage.key}")
-            numbers = np.frombuffer(raw, "<u2" if storage.dtype == "bfloat16" else storage.dtype)
+            there = self._size(name) // itemsize(storage.dtype)
+            if there < storage.numel:
+                raise ValueError(f"{name} has {there} of {storage.numel} numbers")
+            return numbers_of(self._read(name), storage.dtype)
         except Exception as error:  # of a damaged archive: many types
-            raise WeightsError(f"{self.path} is damaged: {reason(error)}. Fetch it again.") from error
-        if numbers.size < storage.numel:
-            raise WeightsError(
-                f"{self.path} is damaged: data/{storage.key} has {numbers.size} of {storage.numel} numbers. Fetch it "
-                "again."
-            )
-        return numbers
-
-
-def reason(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return " ".join(str(error).strip("'\".").split())[:200] or type(error).__name__
+            raise damaged(self.path, error) from error
 
 
 def read_torch(path: Path) -> Any:
@@ -144,8 +135,8 @@ def read_torch(path: Path) -> Any:
         WeightsError: the file is damaged, or its pickle names anything but tensors, dictionaries and numbers.
     """
     try:
-        return _Archive(path).load()
+        return _Archive(RegularFile(path)).load()
     except WeightsError:
         raise
-    except Exception as error:  # of a damaged pickle: many types
-        raise WeightsError(f"{path} is damaged: {reason(error)}. Fetch it again.") from error
+    except Exception as error:  # of a damaged archive: many types
+        raise damaged(path, error) from error

@@ -66,7 +66,7 @@ DAMAGE = {  # of train-images or train-labels; part of the message
     "other numbers": ("images", lambda data: data[:2] + b"\x0d" + data[3:], "got 00 00 0d 03"),
     "cut short": ("images", lambda data: data[:-1], f"expected {16 + 7 * 784:,} bytes"),
     "header cut short": ("labels", lambda data: data[:6], "got 00 00 08 01"),
-    "too long": ("labels", lambda data: data + b"1", "expected 15 bytes for shape (7,), got 16"),
+    "too long": ("labels", lambda data: data + b"1", "expected 15 bytes for shape (7,), got more"),
     "another size": (
         "images",
         lambda data: data[:8] + bytes([0, 0, 0, 14, 0, 0, 0, 56]) + data[16:],
