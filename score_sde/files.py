@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,49 @@ def check_space(directory: Path, needed: int) -> None:
             f"the disk of {directory} has {free / 1e6:,.0f} MB left, and checkpoints take {needed / 1e6:,.0f} MB. "
             "Make room, or use another --workdir."
         )
+
+
+def read_bytes(path: str | Path, most: int = 2**24) -> bytes:
+    """The bytes of a file of a run, of at most `most`.
+
+    Raises:
+        WorkdirError: there is none, or it cannot be read: what is no file (a FIFO, a device) would hang the reader.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            kind = os.fstat(file.fileno()).st_mode
+            data = file.read(most + 1) if stat.S_ISREG(kind) else None
+    except OSError as error:
+        raise WorkdirError(f"cannot read {path}: {error.strerror}. Restore it, or use another --workdir.") from error
+    if data is None:
+        raise WorkdirError(f"{path}: expected a file, got something that is none. Restore it, or remove it.")
+    if len(data) > most:
+        raise WorkdirError(f"{path}: expected a file of at most {most:,} bytes, got more. Restore it, or remove it.")
+    return data
+
+
+READ = ("config.json", "metrics.jsonl*", ".lock", "checkpoints", "eval")  # what commands read of a run
+MANY = 100_000  # files of a run; links in circles have no end
+
+
+def check_run(workdir: Path) -> None:
+    """Raise WorkdirError where a run holds what is no file or folder: a FIFO or a device would hang who opens it."""
+    left, seen = [path for name in READ for path in Path(workdir).glob(name)], 0
+    while left:
+        path = left.pop()
+        seen += 1
+        try:
+            kind = path.stat().st_mode
+            if stat.S_ISDIR(kind):
+                left += path.iterdir()
+        except FileNotFoundError:
+            continue  # or gone by now
+        except OSError as error:
+            raise WorkdirError(f"cannot read {path}: {error.strerror}. Remove it, or use another workdir.") from error
+        if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+            raise WorkdirError(f"{path}: expected a file or a folder, got something that is none. Remove it.")
+        if seen > MANY:
+            raise WorkdirError(f"{workdir} holds more than {MANY:,} files. Look for links in circles, as at {path}.")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -39,6 +39,7 @@ flags:
                          --config.eval.divergence=exact  --config.eval.solver=tsit5  --config.data.dir=PATH
                        sections: seed sde model objective data training sampling guidance restore eval;
                        score_sde/config/template.py lists all keys with their defaults
+  --trust              run code that the run's config.json names, without a record of yours (see below)
   --help               this text
 
 Published weights become runs by `python -m score_sde.weights import`; its --help says how.
@@ -52,6 +53,11 @@ What a run leaves in its workdir:
   restored/            posterior samples of --mode=restore, their picture and figures
   eval/                likelihood.json, and the values per example
 Ctrl-C and SIGTERM save before they stop.  A GPU or TPU is used where JAX finds one.
+
+Code runs from --config files, and as module:function of a config (data.name=my_data:load).  Such a name is taken from a
+config file and the command line; from a run's config.json, that of guidance.workdir too, only with --trust, or where
+your record ($SCORE_SDE_STATE, or ~/.local/state/score_sde) says that you trained the run in this place with this config
+and this file of the module.  Do not start `python -m` in a folder that you do not trust: it imports what lies there.
 
 How to sample (settings with their defaults are flags too, as in --config.sampling.order=3):
 """
@@ -136,16 +142,20 @@ def _is_ours(error: Exception) -> bool:
 
 
 def parse(argv: list[str]):
-    """(mode, workdir, config, overrides) of a command line.
+    """(mode, workdir, config, overrides, trust) of a command line.
 
     Raises:
         UsageError: unknown flag, mode or config key; a value of the wrong type; a config file that does not load.
-        ConfigError: the config of the run in the workdir is damaged.
+        ConfigError: the config of the run in the workdir is damaged, or names code that is not the user's.
     """
     from score_sde.config import get_config
+    from score_sde.config.trust import own
 
     argv, file = take(argv, "config")
+    argv, trust = take_switch(argv, "trust")
     _, workdir = take(argv, "workdir")
+    if workdir is not None:
+        leave(Path(workdir))
     if file is not None:
         config = load(file)
     elif workdir is None:
@@ -154,9 +164,16 @@ def parse(argv: list[str]):
         saved = Path(workdir) / "config.json"
         if not saved.is_file():
             raise UsageError(f"no run at {workdir}: expected {saved}. Train one with --config=... --mode=train.")
-        config = get_config(str(saved))
+        config = get_config(saved, trust=trust or own({}, overridden(argv)))
     values, overrides = read_flags(argv, config)
-    return values.mode, Path(values.workdir or Path("runs") / Path(file).stem), values.config, overrides
+    return values.mode, Path(values.workdir or Path("runs") / Path(file).stem), values.config, overrides, trust
+
+
+def leave(workdir: Path) -> None:
+    """Import nothing that lies in a workdir: where it is the current directory, Python would."""
+    here = os.path.realpath(".")
+    if Path(here).is_relative_to(os.path.realpath(workdir)):
+        sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder or ".") != here]
 
 
 def read_flags(argv: list[str], config):
@@ -174,9 +191,8 @@ def read_flags(argv: list[str], config):
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
     flags.DEFINE_enum("mode", "train", ["train", "eval", "sample", "restore", "plot"], "what to do", flag_values=values)
-    for key in (word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")):
-        first, _, name = key.partition(".")
-        if first in ("config", "noconfig") and name not in flatten(config):
+    for name in overridden(argv):
+        if name not in flatten(config):
             raise UsageError(f"unknown config key {name!r}.{did_you_mean(name, flatten(config))} See --help.")
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -186,6 +202,18 @@ def read_flags(argv: list[str], config):
     if rest:
         raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value. See --help.")
     return values, config_flags.get_override_values(values["config"])
+
+
+def overridden(argv: list[str]) -> list[str]:
+    """The keys of the config that a command line sets."""
+    keys = (word.lstrip("-").partition("=")[0].partition(".") for word in argv if word.startswith("-"))
+    return [name for first, _, name in keys if first in ("config", "noconfig")]
+
+
+def take_switch(argv: list[str], name: str) -> tuple[list[str], bool]:
+    """(argv without the switch, whether it was there)."""
+    rest = [word for word in argv if word not in (f"--{name}", f"-{name}")]
+    return rest, len(rest) < len(argv)
 
 
 def take(argv: list[str], name: str) -> tuple[list[str], str | None]:
@@ -231,11 +259,11 @@ def load(file: str):
     return config.lock()
 
 
-def dispatch(mode: str, workdir: Path, config, overrides: dict) -> int:
+def dispatch(mode: str, workdir: Path, config, overrides: dict, trust: bool) -> int:
     """Run a mode; returns the exit code."""
     from score_sde import modes
 
-    config = modes.settle(mode, workdir, config, overrides)
+    config = modes.settle(mode, workdir, config, overrides, trust=trust)
     started = time.monotonic()
     if mode == "train":
         return modes.train_mode(workdir, config, overrides, command=_command(), started=started)
@@ -244,9 +272,9 @@ def dispatch(mode: str, workdir: Path, config, overrides: dict) -> int:
     elif mode == "plot":
         return modes.plot_mode(workdir, config)
     elif mode == "restore":
-        return modes.restore_mode(workdir, config)
+        return modes.restore_mode(workdir, config, trust=trust)
     else:
-        return modes.sample_mode(workdir, config)
+        return modes.sample_mode(workdir, config, trust=trust)
 
 
 def _command() -> str:

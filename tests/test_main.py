@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from score_sde import modes
+from score_sde.config.template import checksum
 from score_sde.evaluation.likelihood import LikelihoodReport
 from score_sde.files import locked
 from score_sde.main import main
@@ -117,6 +118,11 @@ def saved_config(workdir):
     return json.loads((workdir / "config.json").read_text())
 
 
+def change_config(workdir, saved):
+    """Write a config.json that says `saved`, with its checksum."""
+    (workdir / "config.json").write_text(json.dumps({**saved, "sha256": checksum(saved)}))
+
+
 def is_picture(path):
     with Image.open(path) as image:
         return len(np.unique(np.asarray(image.convert("L")))) > 1
@@ -155,7 +161,7 @@ def test_training_leaves_what_the_help_says(trained, config):
         f"step_{step:08d}.{kind}" for step in (0, 2) for kind in ("npz", "png")
     }
     saved = saved_config(trained)
-    assert set(saved) == {"config", "overrides", "versions", "devices"}
+    assert set(saved) == {"config", "overrides", "versions", "devices", "sha256"}
     assert saved["config"]["model"]["features"] == [8, 8] and saved["overrides"] == {}
     assert saved["versions"]["jax"] == jax.__version__ and "python" in saved["versions"]
     assert saved["devices"] == [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
@@ -250,7 +256,7 @@ def test_a_config_that_differs_is_noted_and_the_run_s_own_holds(run, tmp_path):
 def test_other_versions_are_noted(run, config):
     saved = saved_config(run)
     saved["versions"]["jax"] = "0.0.1"
-    (run / "config.json").write_text(json.dumps(saved))
+    change_config(run, saved)
     _, err = succeed(f"--config={config}", f"--workdir={run}", "--noconfig.training.final_eval")
     assert "note: devices or versions differ" in err
     assert saved_config(run)["versions"]["jax"] == jax.__version__
@@ -495,10 +501,29 @@ def test_a_damaged_config_json(mode, given, run, config):
     assert "config.json is damaged" in err and "--workdir" in err
 
 
+@pytest.mark.parametrize("mode", ["train", "eval", "sample", "restore", "plot"])
+def test_a_digit_changed_in_config_json_is_told(mode, run):
+    path = run / "config.json"
+    path.write_text(path.read_text().replace('"learning_rate": 0.03,', '"learning_rate": 0.04,'))
+    err = refused(run, f"--workdir={run}", f"--mode={mode}")
+    assert "config.json was changed or damaged" in err and "its checksum does not match" in err and "Restore" in err
+
+
+def test_a_config_json_without_a_checksum_is_told_in_one_line_and_gets_one(run, caplog):
+    saved = saved_config(run)
+    del saved["sha256"]
+    (run / "config.json").write_text(json.dumps(saved))
+    succeed(f"--workdir={run}", "--mode=sample", "--config.sampling.num_samples=1")
+    (line,) = caplog.messages
+    assert line.startswith(f"note: {run / 'config.json'} has no checksum")
+    succeed(f"--workdir={run}", "--noconfig.training.final_eval")
+    assert saved_config(run)["sha256"] == checksum(saved_config(run))
+
+
 def test_a_config_json_of_another_version(run):
     saved = saved_config(run)
     saved["config"]["sde"]["curl"] = 1.0
-    (run / "config.json").write_text(json.dumps(saved))
+    change_config(run, saved)
     assert "does not know the key curl" in refused(run, f"--workdir={run}", "--mode=sample")
 
 

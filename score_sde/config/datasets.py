@@ -1,6 +1,5 @@
 """The data section: from a name to a source, its shape and its levels."""
 
-import pkgutil
 import traceback
 from collections.abc import Callable
 from functools import cache
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from score_sde import data
 
 from .kinds import Builder
+from .trust import resolve
 
 
 def _toy(draw: Callable, split: str) -> data.Source:
@@ -75,7 +75,7 @@ def _no_images(split: str) -> data.Source:
 
 def users_source(make: Builder, name: str, directory: str | None) -> DataSet | None:
     """The data set of `module:function`, which is called with (split, directory) and returns a `Source`."""
-    load = cache(lambda split: pkgutil.resolve_name(name)(split, directory))
+    load = cache(lambda split: resolve(name)(split, directory))
     try:
         source = load("train")
         if not isinstance(source, data.Source):

@@ -1,13 +1,17 @@
 """The complete config, and configs as files hold them."""
 
 import dataclasses
+import functools
+import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from score_sde.files import read_bytes
 from score_sde.training.loop import TrainingOptions
 
 from .kinds import section
@@ -25,10 +29,11 @@ from .names import (
     TIMES,
     WEIGHTINGS,
 )
+from .trust import Trust, check_names
+from .validation import ConfigError
 
-
-class ConfigError(ValueError):
-    """The config makes no sense; the message lists every problem found."""
+_log = logging.getLogger(__name__)
+CHECKSUM = "sha256"  # key of config.json: of all the others
 
 
 def base_config() -> ConfigDict:
@@ -78,24 +83,54 @@ def base_config() -> ConfigDict:
     return config.lock()
 
 
-def get_config(path: str) -> ConfigDict:
+def get_config(path: str | Path, *, trust: Trust = False) -> ConfigDict:
     """The config saved in a run's config.json, on the template of `base_config` (which knows the types).
 
     Raises:
-        ConfigError: the file is damaged.
+        ConfigError: the file is damaged or was changed, or names code that is not the user's (`trust.check_names`).
+        WorkdirError: it is no file that can be read.
     """
+    text = read_bytes(path)
     try:
-        return from_json(Path(path).read_text())
+        saved = json.loads(text)
+        summed = CHECKSUM in saved
+        if summed and saved[CHECKSUM] != checksum(saved):
+            raise ConfigError(
+                f"{path} was changed or damaged after it was written: its checksum does not match. Restore a copy, or "
+                "use another --workdir; values are changed by flags, --config.KEY=VALUE."
+            )
+        config = from_json(text, path, trust=trust)
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is damaged: {str(error).strip(chr(34))!s:.200}. Restore it, or use another --workdir."
         ) from error
+    if not summed:
+        _tell_unsummed(path)
+    return config
 
 
-def from_json(text: str) -> ConfigDict:
-    """The config in the text of a config.json; many kinds of error where it is none."""
+def checksum(saved: dict[str, Any]) -> str:
+    """The checksum of a config.json: sha256 of what it holds beside it, as JSON in one order and spacing."""
+    rest = {key: value for key, value in saved.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@functools.cache  # told once
+def _tell_unsummed(path: str | Path) -> None:
+    _log.warning("note: %s has no checksum, as in versions before there was one: changes in it go unnoticed.", path)
+
+
+def from_json(text: str | bytes, file: str | Path, *, trust: Trust = False) -> ConfigDict:
+    """The config in the text of a config.json, which `file` holds; many kinds of error where it is none.
+
+    Raises:
+        ConfigError: it names code that is not the user's (`trust.check_names`).
+    """
     config = base_config()
     _fill(config, json.loads(text)["config"])
+    check_names(flatten(config), Path(file), text.encode() if isinstance(text, str) else text, trust)
     return config
 
 

@@ -9,6 +9,11 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+
+class ConfigError(ValueError):
+    """The config makes no sense; the message lists every problem found."""
+
+
 LARGEST = 2**31 - 1  # counts are int32 on the device
 SMALL, GREAT = 1e-37, 1e37  # beyond them a float32 is 0 or infinite
 MOST_DEVICES = 256  # of a CPU; more than it has cores serves tests only

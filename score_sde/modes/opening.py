@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from score_sde import discrete
 from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
+from score_sde.config.template import CHECKSUM, checksum
+from score_sde.config.trust import own, remember
 from score_sde.config.validation import batch_problems
-from score_sde.files import WorkdirError, write_json
+from score_sde.files import WorkdirError, check_run, read_bytes, write_json
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import abstract_state
@@ -33,35 +35,38 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def settle(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
+def settle(mode: str, workdir: Path, config: Any, overrides: dict, *, trust: bool = False) -> Any:
     """The config that holds: `_of_run`, with the sampler that the command line names.
 
     Raises: as `_of_run`; ConfigError for an unknown preset.
     """
-    config = _of_run(mode, workdir, config, overrides)
+    config = _of_run(mode, workdir, config, overrides, trust)
     with config.unlocked():
         # The posterior of a sharp measurement is stiff: steps that follow the predicted data are stable there.
         choose_sampler(config, overrides, "restore" if mode == "restore" else None)
     return config
 
 
-def _of_run(mode: str, workdir: Path, config: Any, overrides: dict) -> Any:
+def _of_run(mode: str, workdir: Path, config: Any, overrides: dict, trust: bool) -> Any:
     """The config that holds, given the one that the run in `workdir` has.
 
     Training goes on only with the run's own settings.  Evaluation and sampling use the run's config with the overrides
     of the command line, and say where the given file differs.
 
     Raises:
-        WorkdirError: the workdir holds another config's run, or (eval, sample) no run.
-        ConfigError: an override would change what the run is; the run's config.json is damaged.
+        WorkdirError: the workdir holds another config's run, or (eval, sample) no run, or what cannot be read.
+        ConfigError: an override would change what the run is; the run's config.json is damaged, or names code that is
+            not the user's.
     """
+    check_run(workdir)
     path = workdir / "config.json"
     if not path.is_file():
         if mode != "train":
             raise WorkdirError(f"no run at {workdir}: expected {path}. Train it first, with --mode=train.")
         return config
-    saved = saved_config(str(path))
-    new, old = flatten(config), flatten(saved)
+    new = flatten(config)
+    saved = saved_config(path, trust=trust or own(new, overrides))
+    old = flatten(saved)
     different = [k for k in new if new[k] != old[k]]
     bound = [k for k in different if not k.startswith(FREE)]
     listed = ", ".join(f"{k} = {old[k]} there, {new[k]} here" for k in bound)
@@ -136,23 +141,25 @@ def check_examples(run: Run) -> None:
         )
 
 
-def save_config(workdir: Path, config: Any, overrides: dict) -> None:
-    """Write config.json, with the versions and devices that go with it."""
+def save_config(workdir: Path, config: Any, overrides: dict, place: Path | None = None) -> None:
+    """Write config.json, with the versions and devices that go with it, and record the code that it names.
+
+    place: where the workdir will be, if it is made elsewhere.
+    """
     devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
     path = workdir / "config.json"
     if path.is_file():
-        there = json.loads(path.read_text())
+        there = json.loads(read_bytes(path))
         if there.get("devices") != devices or there.get("versions") != _versions():
             say("note: devices or versions differ from those of the run so far; it goes on, but not to the same bits.")
-    write_json(
-        path,
-        {
-            "config": json.loads(config.to_json()),
-            "overrides": {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},
-            "versions": _versions(),
-            "devices": devices,
-        },
-    )
+    saved = {
+        "config": json.loads(config.to_json()),
+        "overrides": {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},
+        "versions": _versions(),
+        "devices": devices,
+    }
+    write_json(path, saved | {CHECKSUM: checksum(saved)})
+    remember((place or workdir) / "config.json", path.read_bytes(), flatten(config))
 
 
 def _versions() -> dict[str, str]:
@@ -173,6 +180,7 @@ def weights_of(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, i
 
 def newest(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, int] | None:
     """`weights_of`, or None where there is no checkpoint."""
+    check_run(workdir)
     if not (workdir / "checkpoints").is_dir():
         return None
     with Checkpoints(workdir, read_only=True) as checkpoints:

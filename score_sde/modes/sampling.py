@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.config import ConfigError, Run, build
+from score_sde.config import ConfigError, Run, build, flatten
 from score_sde.config import get_config as saved_config
+from score_sde.config.trust import Trust, own
 from score_sde.data import DataError
 from score_sde.evaluation.guided import by_classifier, classifier_problems, most_evaluations, weaker_problems
 from score_sde.evaluation.measured import name_of, settings_of
@@ -21,11 +22,11 @@ from score_sde.training.experiment import Classification
 from .opening import prepare, weights_of
 
 
-def sample_mode(workdir: Path, config: Any) -> int:
+def sample_mode(workdir: Path, config: Any, *, trust: bool = False) -> int:
     """config.sampling.num_samples samples of the EMA weights, as an array and, where there is one, a picture."""
     run = _prepare(workdir, config)
     params, step = weights_of(run, workdir)
-    guide = _guide(run, workdir)
+    guide = _guide(run, workdir, trust or own(flatten(config)))
     check_writable(workdir / "samples")
     samples, nfe, states = generate(
         run.experiment, params, run.sampling, seed=run.sampling_seed, progress=True, guide=guide
@@ -38,13 +39,13 @@ def sample_mode(workdir: Path, config: Any) -> int:
     return 0
 
 
-def restore_mode(workdir: Path, config: Any) -> int:
+def restore_mode(workdir: Path, config: Any, *, trust: bool = False) -> int:
     """Posterior samples of the EMA weights given measurements of test examples or of a file, and their picture."""
     run = _prepare(workdir, config)
     options = run.restoration
     x = _examples_to_restore(run)
     params, step = weights_of(run, workdir)
-    guide = _guide(run, workdir)
+    guide = _guide(run, workdir, trust or own(flatten(config)))
     check_writable(workdir / "restored")
     started = time.monotonic()
     restored = restore(
@@ -109,12 +110,12 @@ def _cost(nfe: float, networks: int) -> str:
     return f"{nfe:.4g} NFE" + (f" of up to {networks} networks each" if networks > 1 else "")
 
 
-def _guide(run: Run, workdir: Path) -> tuple[Any, Any] | None:
+def _guide(run: Run, workdir: Path, trust: Trust) -> tuple[Any, Any] | None:
     """(task, EMA weights) of the classifier or the weaker run that the guidance needs, or None.
 
     Raises:
         WorkdirError: there is no such run or checkpoint.
-        ConfigError: it does not go with this run.
+        ConfigError: it does not go with this run, or names code that is not the user's.
     """
     how = run.sampling.guidance
     if how.workdir is None and how.step is None:
@@ -122,7 +123,7 @@ def _guide(run: Run, workdir: Path) -> tuple[Any, Any] | None:
     folder = Path(how.workdir or workdir)
     if not (folder / "config.json").is_file():
         raise WorkdirError(f"guidance.workdir: no run at {folder}: expected {folder / 'config.json'}.")
-    other = build(saved_config(str(folder / "config.json")))
+    other = build(saved_config(folder / "config.json", trust=trust))
     if how.guide is by_classifier:
         problems = classifier_problems(run.experiment, other.experiment, how.label)
     else:

@@ -24,10 +24,14 @@ flags of inspect and import:
   --config=FILE.py     network, process and data; wins over what the file says
   --config.KEY=VALUE   one value, as in score_sde.main:
                          --config.sde.sigma_max=348  --config.data.dir=FOLDER  --config.data.name=images
+  --trust              run code that the file's config names, of export too (see below)
 
 Settings travel with the weights: process, label, scaling of the data, and the published sampler are in the run's
 config.json.  Fine-tuning starts with a fresh optimizer at the step of the file; --config.training.steps says where it
-ends.  A run never overwrites: WORKDIR and OUT must not be there yet.  Nothing in a file is executed.
+ends.  A run never overwrites: WORKDIR and OUT must not be there yet.
+
+Nothing in a file is executed.  A .safetensors, or a run to export, whose config names code (data.name=my_data:load) is
+refused unless your record says that you wrote it; --trust lets it name code of modules on your Python's path.
 """
 
 
@@ -42,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from score_sde.main import UsageError
+    from score_sde.main import UsageError, take_switch
     from score_sde.weights import commands
 
     flags = [word for word in argv if word.startswith("-")]
@@ -53,9 +57,10 @@ def _run(argv: list[str]) -> int:
     if len(paths) != len(wanted[command]):
         raise UsageError(f"{command} needs {' and '.join(wanted[command])}, got {paths}. See --help.")
     if command == "export":
+        flags, trust = take_switch(flags, "trust")
         if flags:
-            raise UsageError(f"export takes no flags, got {flags[0]}. See --help.")
-        return commands.export(Path(paths[0]), Path(paths[1]))
+            raise UsageError(f"export takes no flag but --trust, got {flags[0]}. See --help.")
+        return commands.export(Path(paths[0]), Path(paths[1]), trust=trust)
     if command == "inspect":
         return commands.inspect(Path(paths[0]), flags)
     return commands.import_run(Path(paths[0]), Path(paths[1]), flags)

@@ -14,8 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde.config import Run, base_config, build, flatten, get_config
-from score_sde.files import WorkdirError, check_space, write_bytes, writing
-from score_sde.main import load, read_flags, take
+from score_sde.config.trust import own, remember
+from score_sde.files import WorkdirError, check_run, check_space, write_bytes, writing
+from score_sde.main import load, overridden, read_flags, take, take_switch
 from score_sde.models import UNet
 from score_sde.modes import prepare, save_config
 from score_sde.reading import printable
@@ -52,8 +53,9 @@ def read(path: Path, flags: list[str], *, prepared: bool) -> tuple[Reading, Run]
     """
     found = open_weights(path)
     flags, file = take(flags, "config")
-    given = None if file is None else load(file)
-    config = config_of(found, given, any("config.sde.sigma_max=" in flag for flag in flags))
+    flags, trust = take_switch(flags, "trust")
+    given, keys = None if file is None else load(file), overridden(flags)
+    config = config_of(found, path, given, "sde.sigma_max" in keys, trust or own({}, keys))
     _, overrides = read_flags(flags, config)
     run = (prepare if prepared else build)(config)
     net, shape = run.experiment.network, run.experiment.shape
@@ -109,7 +111,7 @@ def import_run(path: Path, workdir: Path, flags: list[str]) -> int:
         with Checkpoints(made, KEEP) as checkpoints:
             checkpoints.save(found.step, state)
         with writing(workdir):
-            save_config(made, config, reading.overrides)
+            save_config(made, config, reading.overrides, place=workdir)
             made.chmod(0o755)
             os.replace(made, workdir)  # whole or not at all
     finally:
@@ -138,14 +140,15 @@ def _whole(path: Path, fit: Matched) -> dict:
     return fit.params
 
 
-def export(workdir: Path, out: Path) -> int:
+def export(workdir: Path, out: Path, *, trust: bool = False) -> int:
     """Write the EMA weights of a run as one .safetensors file, or as a diffusers folder."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if out.exists():
         raise WorkdirError(f"{out} is there already, and export overwrites nothing. Choose another.")
     if not (workdir / "config.json").is_file():
         raise WorkdirError(f"no run at {workdir}: expected {workdir / 'config.json'}. Train or import it first.")
-    config = get_config(str(workdir / "config.json"))
+    check_run(workdir)
+    config = get_config(workdir / "config.json", trust=trust)
     run = prepare(config)
     net, shape = run.experiment.network, run.experiment.shape
     folder = out.suffix != ".safetensors"
@@ -153,13 +156,15 @@ def export(workdir: Path, out: Path) -> int:
         raise WeightsError(f"diffusers' UNet2DModel is no {config.model.name}. Export to a .safetensors file.")
     description = diffusers_config(net, shape) if folder else None
     ema, step = _averages(run, workdir)
-    header = {"format": "pt", CONFIG_KEY: json.dumps({"config": json.loads(config.to_json())}), STEP_KEY: str(step)}
+    text = json.dumps({"config": json.loads(config.to_json())})
+    header = {"format": "pt", CONFIG_KEY: text, STEP_KEY: str(step)}
     tensors = as_file(slots(net, shape, "diffusers" if folder else "ours"), ema)
     if folder:
         write_safetensors(out / "diffusion_pytorch_model.safetensors", tensors, header)
         write_bytes(out / "config.json", (json.dumps(description, indent=2) + "\n").encode())
     else:
         write_safetensors(out, tensors, header)
+        remember(out, text.encode(), flatten(config))
     print(f"EMA weights of step {step}, {sum(t.size for t in tensors.values()):,} parameters: {out}")
     return 0
 

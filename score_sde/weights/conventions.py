@@ -1,11 +1,13 @@
 """The config that goes with published weights: network, process, label, scaling of the data, and how to sample."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.config import base_config, from_json, use_preset
+from score_sde.config import ConfigError, base_config, from_json, use_preset
+from score_sde.config.trust import Trust
 from score_sde.weights.errors import WeightsError
 from score_sde.weights.opening import UNUSED, Found
 from score_sde.weights.unet2d import fields
@@ -28,17 +30,22 @@ def count(found: Found) -> int:
     return sum(math.prod(tensor.shape) for name, tensor in found.tensors.items() if name not in UNUSED)
 
 
-def config_of(found: Found, given: ConfigDict | None, sigma_max_given: bool = False) -> ConfigDict:
-    """The config of a file: the `given` one, else its own, else what diffusers' files say.
+def config_of(
+    found: Found, path: Path, given: ConfigDict | None, sigma_max_given: bool = False, trust: Trust = False
+) -> ConfigDict:
+    """The config of a file at `path`: the `given` one, else its own, else what diffusers' files say.
 
     Raises:
+        ConfigError: its own names code that is not the user's (`config.trust`).
         WeightsError: the file does not say enough, or something that cannot be expressed.
     """
     if given is not None:
         config = given
     elif found.config is not None:
         try:
-            config = from_json(found.config)
+            config = from_json(found.config, path, trust=trust)
+        except ConfigError:
+            raise
         except Exception as error:  # of a damaged text: many types
             raise WeightsError(f"the config in the header is damaged: {str(error)[:200]}. Give --config.") from error
     elif found.unet is not None:
