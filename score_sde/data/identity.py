@@ -17,9 +17,9 @@ _PROBES = 1024  # examples that are read of a source whose reading may be dear
 def fingerprint(source: Source) -> str:
     """A digest of length, shape, levels, classes and examples of `source`: 32 hexadecimal digits.
 
-    Arrays, and subsets of them, are read whole, a piece at a time.  Of any other source, which may lie behind a network,
-    up to 1,024 examples spread evenly over it are read, twice: one that gives other examples each time, since it changes
-    them at random, is known by its length, shape, levels and classes alone.
+    Arrays, and subsets of them, are read whole, a piece at a time.  Of any other source, whose reading may be dear, up
+    to 1,024 examples spread evenly over it are read, twice: one that changes them at random, so that they differ from
+    one reading to the next, is known by its length, shape, levels and classes alone.
     """
     size = len(source)
     digest = hashlib.sha256(repr((size, tuple(source.shape), source.levels, source.num_classes)).encode())
