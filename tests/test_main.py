@@ -471,10 +471,10 @@ def test_no_checkpoint_yet(mode, trained, tmp_path):
 
 
 def test_another_config_s_run_is_not_trained_on(run, config):
-    flags = ["--config.training.learning_rate=0.5", "--config.seed=2"]
+    flags = ["--config.training.ema_rate=0.5", "--config.seed=2"]
     err = refused(run, f"--config={config}", f"--workdir={run}", *flags)
     assert "holds another run" in err
-    assert "training.learning_rate = 0.03 there, 0.5 here" in err and "seed = 0 there, 2 here" in err
+    assert "training.ema_rate = 0.0 there, 0.5 here" in err and "seed = 0 there, 2 here" in err
 
 
 @pytest.mark.parametrize("mode", ["eval", "sample"])
