@@ -549,9 +549,9 @@ def test_a_disk_that_fills_up_while_training_leaves_a_run_to_resume(run, config,
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = loop.Checkpoints.save
 
-    def save_on_a_full_disk(*args):
+    def save_on_a_full_disk(*args, **notes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, old[1]))  # the system refuses Orbax's own writes
-        save(*args)
+        save(*args, **notes)
 
     flags = [f"--config={config}", f"--workdir={run}", "--config.training.steps=4", "--noconfig.training.final_eval"]
     before = contents(run / "checkpoints" / "2")

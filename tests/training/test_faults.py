@@ -207,6 +207,7 @@ def test_samples_that_are_not_finite_do_not_stop_training(tmp_path, capsys):
     assert "no samples at step 15, training goes on: samples 0 to 7" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore, as `main.run` ignores
 def test_a_workdir_that_goes_away_is_one_error(tmp_path):
     workdir = tmp_path / "run"
     with pytest.raises(WorkdirError, match="was deleted or moved. Put it back"):
