@@ -1,5 +1,6 @@
 """Files that are whole or not there: atomic writes, and a lock that one process holds."""
 
+import contextlib
 import fcntl
 import io
 import json
@@ -10,9 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+_TEMPORARY = ".partial"  # how the name of a file that is being written ends
 
 
 class WorkdirError(RuntimeError):
@@ -93,17 +96,35 @@ def write_bytes(path: Path, data: bytes) -> None:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        file, temporary = _temporary(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _temporary(path: Path) -> tuple[IO[bytes], str]:
+    """A new file beside `path`, open and locked for as long as it is open, and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # else `remove_temporaries` was faster than the lock
+            return os.fdopen(handle, "wb"), name
+        os.close(handle)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Delete what writers that were killed have left in `directory` and its folders; living ones hold a lock."""
+    for path in Path(directory).rglob(f".*{_TEMPORARY}"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def check_writable(directory: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,3 +126,16 @@ def test_too_little_space_is_told(tmp_path):
     files.check_space(tmp_path, 1)
     with pytest.raises(WorkdirError, match="MB left, and checkpoints take 1,000,000,000,000 MB"):
         files.check_space(tmp_path, 10**18)
+
+
+def test_what_killed_writers_have_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    (folder / ".a.npz.x1y2z3.partial").write_bytes(b"half")
+    (folder / ".own").write_bytes(b"a user's")
+    file, name = files._temporary(folder / "b.npz")
+    files.remove_temporaries(tmp_path)
+    assert {p.name for p in folder.iterdir()} == {".own", Path(name).name}
+    file.close()
+    files.remove_temporaries(tmp_path)
+    assert [p.name for p in folder.iterdir()] == [".own"]

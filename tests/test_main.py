@@ -477,10 +477,10 @@ def test_no_checkpoint_yet(mode, trained, tmp_path):
 
 
 def test_another_config_s_run_is_not_trained_on(run, config):
-    flags = ["--config.training.learning_rate=0.5", "--config.seed=2"]
+    flags = ["--config.training.ema_rate=0.5", "--config.seed=2"]
     err = refused(run, f"--config={config}", f"--workdir={run}", *flags)
     assert "holds another run" in err
-    assert "training.learning_rate = 0.03 there, 0.5 here" in err and "seed = 0 there, 2 here" in err
+    assert "training.ema_rate = 0.0 there, 0.5 here" in err and "seed = 0 there, 2 here" in err
 
 
 @pytest.mark.parametrize("mode", ["eval", "sample"])
@@ -574,9 +574,9 @@ def test_a_disk_that_fills_up_while_training_leaves_a_run_to_resume(run, config,
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = loop.Checkpoints.save
 
-    def save_on_a_full_disk(*args):
+    def save_on_a_full_disk(*args, **notes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, old[1]))  # the system refuses Orbax's own writes
-        save(*args)
+        save(*args, **notes)
 
     flags = [f"--config={config}", f"--workdir={run}", "--config.training.steps=4", "--noconfig.training.final_eval"]
     before = contents(run / "checkpoints" / "2")

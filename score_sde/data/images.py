@@ -5,8 +5,9 @@
     FOLDER/1.png            FOLDER/2.png               the same without classes
 
 PNG, JPEG and WebP; subfolders are the classes, numbered by their sorted names.  Every file is decoded once, before
-anything else happens, so that each unusable one is named; the pixels go to a file in the cache, which later starts map
-into memory.  Files whose names start with a dot are passed over in silence, those of other kinds with a warning.
+anything else happens, so that each unusable one is named; the pixels go to a file in the cache, which later starts
+compare with its checksum and map into memory.  Files whose names start with a dot are passed over in silence, those of
+other kinds with a warning.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 
@@ -155,10 +157,10 @@ def _decoded(directory: str, files: list[str], shape: tuple[int, int, int], size
     states = [_state(os.path.join(directory, file)) for file in files]
     key = json.dumps([_FORMAT, os.path.realpath(directory), files, states, shape, size])
     cached = cache_directory() / "images" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-    try:
-        return np.load(cached, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError):  # not there, or cut short by a disk or a hand
-        pass
+    checksum = cached.with_suffix(".sha256")
+    with contextlib.suppress(OSError, EOFError, ValueError):  # not there, or cut short by a disk or a hand
+        if checksum.read_text() == _digest_of(str(cached), _state(str(cached))):
+            return np.load(cached, mmap_mode="r", allow_pickle=False)
     temporary = cached.with_name(f".{cached.name}.{uuid.uuid4().hex}")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +171,10 @@ def _decoded(directory: str, files: list[str], shape: tuple[int, int, int], size
                 file.write(pixels)
             file.flush()
             os.fsync(file.fileno())
+        digest = _digest_of(str(temporary), None)
+        checksum.unlink(missing_ok=True)  # a stop between the three leaves no checksum, so the files are decoded again
         os.replace(temporary, cached)
+        checksum.write_text(digest)
         return np.load(cached, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(
@@ -186,6 +191,13 @@ def _state(file: str) -> tuple[int, int] | None:
     with contextlib.suppress(OSError):
         state = os.stat(file)
         return state.st_size, state.st_mtime_ns
+
+
+@lru_cache(maxsize=8)  # splits are loaded again and again, and a large file takes seconds
+def _digest_of(file: str, state: tuple[int, int] | None) -> str:
+    """The sha256 of a file in a state."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _decode_all(directory: str, files: list[str], shape: tuple[int, int, int], size: int | None) -> Iterator[bytes]:

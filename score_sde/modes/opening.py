@@ -22,17 +22,29 @@ from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import abstract_state
 from score_sde.training.mesh import set_up_cpu
+from score_sde.training.progress import tell
+from score_sde.training.resume import SETTINGS
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.
 FREE = ("sampling.", "guidance.", "restore.", "eval.", "data.dir", "training.steps", "training.log_every")
 FREE += ("training.checkpoint_every", "training.snapshot_every", "training.max_bad_steps", "training.final_eval")
-FREE += ("training.cpu_devices", "training.tensorboard")
+FREE += ("training.cpu_devices", "training.tensorboard", "training.new_data")
+FREE += tuple(f"training.{name}" for name in SETTINGS)  # training says so, and notes it
 
 
-def say(text: str) -> None:
-    """Tell the user on standard error, which is not for results."""
-    print(text, file=sys.stderr, flush=True)
+say = tell
+
+
+def binding(config: Any) -> dict[str, Any]:
+    """Of the config, all that makes the run what it is."""
+    return {key: value for key, value in flatten(config).items() if not key.startswith(FREE)}
+
+
+def saved_every(workdir: Path) -> int | None:
+    """The `checkpoint_every` of the run in `workdir`, None where there is none."""
+    path = workdir / "config.json"
+    return saved_config(str(path)).training.checkpoint_every if path.is_file() else None
 
 
 def settle(mode: str, workdir: Path, config: Any, overrides: dict, *, trust: bool = False) -> Any:

@@ -1,7 +1,9 @@
 """--mode=train and --mode=plot."""
 
 import dataclasses
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,21 @@ import jax.numpy as jnp
 
 from score_sde.config import ConfigError, Run
 from score_sde.data import DataError, describe
+from score_sde.data.identity import fingerprint
 from score_sde.evaluation.levels import loss_by_level
 from score_sde.evaluation.pictures import write_learning_curve, write_loss_by_level
 from score_sde.evaluation.samples import generate, write_samples
 from score_sde.extras import MissingExtra
-from score_sde.files import WorkdirError, check_free, check_space, check_writable, locked
-from score_sde.plots import check_matplotlib
+from score_sde.files import WorkdirError, check_free, check_space, check_writable, locked, remove_temporaries
+from score_sde.plots import check_matplotlib, suits
 from score_sde.training.checkpoints import KEEP
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import Interrupted, abstract_state, train
 from score_sde.training.progress import EventFiles, clock
+from score_sde.training.resume import check
 
 from .evaluation import evaluate, tell_accuracy
-from .opening import check_examples, newest, prepare, save_config, say
+from .opening import binding, check_examples, newest, prepare, save_config, saved_every, say
 
 
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
@@ -33,6 +37,8 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     if run.training.tensorboard:
         EventFiles.check()
     source = run.experiment.load("train")  # missing data are told before anything compiles
+    if not len(source):
+        raise DataError("the training split has no examples. Check how they are read or filtered.")
     wanted = run.experiment.num_classes
     if wanted and source.num_classes != wanted:
         raise ConfigError(f"model.num_classes must be that of the data, {source.num_classes or 0}, got {wanted}.")
@@ -42,19 +48,27 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     _check_own(workdir)
     if run.own_data:
         say(str(describe(source, run.experiment.data_range)))
+    identity = {"config": binding(config), "data": fingerprint(source)}
+    check(workdir, run.training, identity, saved_every=saved_every(workdir))
     with locked(workdir):
+        remove_temporaries(workdir)
         state = abstract_state(run.experiment, run.training, run.seed)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         there = sum(p.stat().st_size for p in (workdir / "checkpoints").rglob("*") if p.is_file())
-        check_space(workdir, size * (KEEP + 1) - there)
+        check_space(workdir, size * (KEEP + 2) - there)  # those kept, a good one besides, and the one being written
         save_config(workdir, config, overrides)
 
+        def stem_of(step: int) -> Path:
+            return workdir / "samples" / f"step_{step:08d}"
+
+        def has_snapshot(step: int) -> bool:
+            suffixes = [".npz", ".png"] if suits(run.experiment.shape, run.experiment.levels) else [".npz"]
+            return all(stem_of(step).with_suffix(suffix).is_file() for suffix in suffixes)
+
         def snapshot(step: int, state) -> bytes | None:
-            if isinstance(run.experiment, Classification):
-                return None
             how = dataclasses.replace(run.sampling, trajectory=0)
             samples = generate(run.experiment, state.ema, how, seed=run.sampling_seed, progress=False).x
-            written = write_samples(samples, run.experiment.levels, workdir / "samples" / f"step_{step:08d}")
+            written = write_samples(samples, run.experiment.levels, stem_of(step))
             say(f"samples at step {step}: {written[-1]}")
             return written[-1].read_bytes() if written[-1].suffix == ".png" else None
 
@@ -62,11 +76,16 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
         say(f"training {workdir} for {run.training.steps} steps on {count}")
         try:
             state = train(
-                run.experiment, run.training, workdir, seed=run.seed, flip=run.flip, snapshot=snapshot
+                run.experiment, run.training, workdir, seed=run.seed, flip=run.flip,
+                snapshot=None if isinstance(run.experiment, Classification) else snapshot,
+                has_snapshot=has_snapshot, identity=identity,
             )  # fmt: skip
         except Interrupted as stop:
             name = signal.Signals(stop.signum).name
             say(f"{name}: saved at step {stop.step} of {run.training.steps}. Resume with the command:\n  {command}")
+            if stop.abandoned:  # its thread would be waited for
+                sys.stdout.flush()
+                os._exit(128 + stop.signum)
             return 128 + stop.signum
     print(f"trained {run.training.steps} steps; results in {workdir}")
     if run.final_eval:

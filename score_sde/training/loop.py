@@ -1,24 +1,24 @@
 """The training loop: restore, step, report, save; stop cleanly when asked to."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from score_sde.data import batches
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Task
 from score_sde.training.mesh import batch_sharding, data_mesh, replicated
-from score_sde.training.progress import EventFiles, MetricsFile, Progress
+from score_sde.training.progress import EventFiles, MetricsFile, Progress, tell
+from score_sde.training.resume import resume, settings_of
+from score_sde.training.signals import Signals
 from score_sde.training.state import State, adam, init_state, make_dispatch, make_step
+from score_sde.training.window import Pending, Window
 
 
 class TrainingError(RuntimeError):
@@ -26,11 +26,14 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the state has been saved."""
+    """Ctrl-C, SIGTERM or SIGHUP: the state has been saved.
 
-    def __init__(self, signum: int, step: int):
+    abandoned: a snapshot was dropped, whose thread may still be at work; it writes nothing that is not whole.
+    """
+
+    def __init__(self, signum: int, step: int, abandoned: bool):
         super().__init__(f"interrupted at step {step}")
-        self.signum, self.step = signum, step
+        self.signum, self.step, self.abandoned = signum, step, abandoned
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TrainingOptions:
     checkpoint_every: int = 5000
     snapshot_every: int = 50_000  # a grid of EMA samples
     max_bad_steps: int = 20  # steps in a row without a finite loss and gradient before giving up
+    new_data: bool = False  # whether a run may go on with other data than before
     tensorboard: bool = False  # event files beside metrics.jsonl
 
     def problems(self) -> list[str]:
@@ -79,26 +83,6 @@ class TrainingOptions:
             if self.steps_per_dispatch > 0 and getattr(self, name) % self.steps_per_dispatch
         ]
         return found
-
-
-class _Signals:
-    """Remembers the first SIGINT or SIGTERM; a second one acts as usual."""
-
-    def __enter__(self) -> "_Signals":
-        self.received: int | None = None
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
-        self._restore()
-
-    def _restore(self) -> None:
-        for signum, handler in self._old.items():
-            signal.signal(signum, handler)
-
-    def __exit__(self, *_) -> None:
-        self._restore()
 
 
 def initial_state(experiment: Task, options: TrainingOptions, seed: int, sharding: Any = None) -> Callable[[], State]:
@@ -135,94 +119,155 @@ def train(
     seed: int = 0,
     flip: bool = False,
     snapshot: Callable[[int, State], bytes | None] | None = None,
+    has_snapshot: Callable[[int], bool] = lambda step: True,
+    identity: dict[str, Any] | None = None,
 ) -> State:
     """Train until `options.steps`, from the newest checkpoint in `workdir` if there is one.
 
-    Writes checkpoints/, metrics.jsonl and, where asked for, tensorboard/; `snapshot(step, state)` is called at step 0
-    and every `snapshot_every`, and may return a PNG for TensorBoard.  The state at a step is a function of the
-    arguments alone (on a CPU, to the bit, for one version and device count).
+    Writes checkpoints/, metrics.jsonl and, where asked for, tensorboard/; `snapshot(step, state)` is called at step 0,
+    every `snapshot_every` and at the end, and may return a PNG for TensorBoard; a step that training is resumed at and
+    that lacks its own, by `has_snapshot(step)`, gets it then.  `identity` says what is trained on what, for
+    `resume.check`, and is kept with every checkpoint.  The state at a step, and what the metrics say up to it, is a
+    function of the arguments alone (on a CPU, to the bit, for one version and device count).
+
+    Learning rate, warmup and clip_norm may change from one call to the next, which is told and noted in the metrics; if
+    the run had left the good way, as `Window.exploded` defines it, it then goes back to the newest good checkpoint.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came; the state is saved.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP came; the state is saved.
         TrainingError: `max_bad_steps` steps in a row had no finite loss and gradient.
-        WorkdirError: no checkpoint can be read.
+        WorkdirError: no checkpoint can be read; the disk takes no more; the workdir has gone.
         MissingExtra: `options.tensorboard` without tensorboardX.
     """
     mesh = data_mesh()
     whole, sliced = replicated(mesh), batch_sharding(mesh, axis=1)
     make = initial_state(experiment, options, seed, whole)
-    dispatch = make_dispatch(
-        make_step(experiment.loss, _optimizer(options), options.ema_rate), state_sharding=whole, batch_sharding=sliced
-    )
-    with _Signals() as signals, Checkpoints(workdir) as checkpoints, ExitStack() as open_files:
-        state = checkpoints.restore(abstract_state(experiment, options, seed))
+    step_fn = make_step(experiment.loss, _optimizer(options), options.ema_rate, options.max_bad_steps)
+    dispatch = make_dispatch(step_fn, state_sharding=whole, batch_sharding=sliced)
+    with Signals() as signals, Checkpoints(workdir) as checkpoints, ExitStack() as open_files:
+        state, window = resume(checkpoints, abstract_state(experiment, options, seed), options)
         fresh = state is None
         state = make() if fresh else state
         step = int(state.step)
-        metrics, events = [MetricsFile(Path(workdir) / "metrics.jsonl", step)], None
+        metrics, events = [MetricsFile(Path(workdir) / "metrics.jsonl", step, window.reports)], None
         if options.tensorboard and step < options.steps:
             events = EventFiles(Path(workdir) / "tensorboard", 0 if fresh else step + 1)
             metrics.append(events)
         for file in metrics:
             open_files.callback(file.close)
+        notes = {"identity": identity or {}, "settings": settings_of(options)}
+        run = _Steps(dispatch, state, step, window, sliced, options, metrics)
 
-        def show(step: int, state: State) -> None:
-            png = snapshot(step, state) if snapshot else None
-            if events and png is not None:
-                events.picture(step, png)
+        def save() -> None:
+            bad = run.settle()
+            good = not bad and not run.window.exploded()
+            safe = checkpoints.newest_good()
+            if not good and safe is not None and safe == checkpoints.steps()[-1]:
+                tell(f"note: at step {run.step} the loss is no longer good; checkpoint {safe} is kept.")
+            checkpoints.save(run.step, run.state, good=good, window=run.window.to_json(), **notes)
 
-        if fresh:
-            show(0, state)
-        stream = batches(
-            experiment.load("train"), options.batch_size, seed, start=step, flip=flip, stack=options.steps_per_dispatch
-        )
-        progress = Progress("train", options.steps, step)
+        def show() -> bool:
+            """Whether a snapshot was dropped, since a signal came."""
+            if signals.received or not snapshot:
+                return False
+            at, shown = run.step, run.state
+
+            def take() -> None:
+                try:
+                    png = snapshot(at, shown)
+                except FloatingPointError as error:
+                    return tell(f"note: no samples at step {at}, training goes on: {error}")
+                if events and png is not None:
+                    events.picture(at, png)
+
+            return not signals.unless_received(take)
+
+        def stop_if_asked(abandoned: bool) -> None:
+            if signals.received:
+                save()
+                checkpoints.wait()
+                raise Interrupted(signals.received, run.step, abandoned)
+
+        def due(every: int) -> bool:
+            return run.step % every == 0 or run.step == options.steps
+
+        if fresh or (due(options.snapshot_every) and not has_snapshot(step)):
+            stop_if_asked(show())
+        source = experiment.load("train")
+        stream = batches(source, options.batch_size, seed, start=step, flip=flip, stack=options.steps_per_dispatch)
         try:
-            advance = _steps(dispatch, state, step, stream, sliced, options, metrics, progress)
-            for step, state in advance:
-                if signals.received:
-                    checkpoints.save(step, state)
-                    checkpoints.wait()
-                    raise Interrupted(signals.received, step)
-                if step % options.checkpoint_every == 0 or step == options.steps:
-                    checkpoints.save(step, state)
-                if step % options.snapshot_every == 0 or step == options.steps:
-                    show(step, state)
+            while run.step < options.steps:
+                run.advance(next(stream))
+                if due(options.log_every):
+                    run.report()
+                if due(options.checkpoint_every):
+                    save()
+                stop_if_asked(due(options.snapshot_every) and show())
         finally:
-            progress.close()
+            run.progress.close()
             stream.close()
-    return state
+    return run.state
 
 
-def _steps(
-    dispatch, state: State, step: int, stream, sharding, options: TrainingOptions, metrics: list, progress
-) -> Iterator[tuple[int, State]]:
-    """Advance to `options.steps`, yielding after each dispatch, and report every `log_every` steps."""
-    window, since, began = [], step, time.monotonic()
-    while step < options.steps:
-        batch = jax.device_put(next(stream), sharding)
-        state, measured = dispatch(state, batch)
-        step += options.steps_per_dispatch
-        window.append(measured)  # stays on the device: fetching each would wait for each
-        if step % options.log_every == 0 or step == options.steps:
-            window, bad, skipped = jax.device_get((window, state.bad_steps, state.skipped))
-            now = time.monotonic()
-            rate = options.batch_size * (step - since) / (now - began)
-            loss = np.concatenate([m.loss for m in window])
-            norm = np.concatenate([m.grad_norm for m in window])
-            finite = np.isfinite(loss) & np.isfinite(norm)
-            mean_loss, mean_norm = (float(v[finite].mean()) if finite.any() else None for v in (loss, norm))
-            for file in metrics:
-                file.write(
-                    step=step, loss=mean_loss, grad_norm=mean_norm, skipped=int(skipped),
-                    images_per_second=round(rate, 1),
-                )  # fmt: skip
-            shown = "nan" if mean_loss is None else f"{mean_loss:.4f}"
-            progress.update(step, f"loss {shown}  {rate:.0f} img/s" + (f"  skipped {skipped}" if skipped else ""))
-            if bad >= options.max_bad_steps:
-                raise TrainingError(
-                    f"the last {bad} steps up to {step} had no finite loss and gradient; the weights are as before "
-                    "them. Lower training.learning_rate, raise training.warmup, or look for bad values in the data."
-                )
-            window, since, began = [], step, now
-        yield step, state
+class _Steps:
+    """The state on its way to `options.steps`, and what is to be said of it."""
+
+    def __init__(
+        self, dispatch: Callable, state: State, step: int, window: Window, sharding: Any, options: TrainingOptions,
+        files: list,
+    ):  # fmt: skip
+        self.state, self.step, self.window = state, step, window
+        self._dispatch, self._sharding, self._options, self._files = dispatch, sharding, options, files
+        self._pending = Pending()
+        self._lag = -(-options.max_bad_steps // options.steps_per_dispatch)
+        self._since, self._began = step, time.monotonic()
+        self.progress = Progress("train", options.steps, step)
+
+    def advance(self, batch: Any) -> None:
+        """One dispatch.
+
+        Raises:
+            TrainingError: training has halted.  It is seen a few dispatches late: to look at once would be to wait.
+        """
+        self.state, measured = self._dispatch(self.state, jax.device_put(batch, self._sharding))
+        self.step += self._options.steps_per_dispatch
+        self._pending.append(measured)
+        if len(self._pending) >= 2 * self._lag:
+            self.settle(leave=self._lag)
+
+    def settle(self, leave: int = 0) -> int:
+        """Take all that was measured, but of the last `leave` dispatches, into the window; the bad steps in a row.
+
+        Raises:
+            TrainingError: training has halted.
+        """
+        bad = self._pending.fetch(self.window, leave)
+        if bad >= self._options.max_bad_steps:
+            self._pending.fetch(self.window)
+            self.step = int(self.state.step)
+            self._write()
+            raise TrainingError(
+                f"the last {bad} steps up to {self.step} had no finite loss and gradient; the weights are as before "
+                "them. Lower training.learning_rate or raise training.warmup, and run the same command again: it goes "
+                "back to the newest good checkpoint; or look for bad values in the data."
+            )
+        return bad
+
+    def report(self) -> None:
+        """Close the window: a line of metrics, and one for who watches."""
+        self.settle()
+        self._write()
+        self.window = self.window.next()
+
+    def _write(self) -> None:
+        now = time.monotonic()
+        rate = self._options.batch_size * (self.step - self._since) / (now - self._began)
+        (loss, norm), skipped = self.window.means(), int(self.state.skipped)
+        for file in self._files:
+            file.write(
+                step=self.step, loss=loss, grad_norm=norm, skipped=skipped, images_per_second=round(rate, 1),
+                **self.window.changed,
+            )  # fmt: skip
+        shown = "nan" if loss is None else f"{loss:.4f}"
+        self.progress.update(self.step, f"loss {shown}  {rate:.0f} img/s" + (f"  skipped {skipped}" if skipped else ""))
+        self._since, self._began = self.step, now

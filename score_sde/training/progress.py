@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from bisect import bisect_left
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from score_sde.extras import extra
-from score_sde.files import write_bytes, writing
+from score_sde.files import WorkdirError, write_bytes, writing
 
 
 def clock(seconds: float | int) -> str:
@@ -22,6 +24,16 @@ def clock(seconds: float | int) -> str:
     minutes, rest = divmod(max(int(seconds + 0.5), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def tell(text: str) -> None:
+    """Tell the user on standard error, which is not for results; where its reader has gone, nobody from then on."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        nobody = os.open(os.devnull, os.O_WRONLY)  # for libraries too, and for what lies in the buffer
+        os.dup2(nobody, 2)
+        os.close(nobody)
 
 
 class Progress:
@@ -34,57 +46,121 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """Report `done` units and a note such as the loss."""
         if not self._bar.disable:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(done - self._bar.n)
+            with suppress(OSError):  # the terminal may have gone
+                self._bar.set_postfix_str(note, refresh=False)
+                self._bar.update(done - self._bar.n)
             return
         elapsed = time.monotonic() - self.began
         left = elapsed * (self.total - done) / max(done - self.first, 1)
-        print(f"{self.what} {done}/{self.total}  {note}  elapsed {clock(elapsed)}  ETA {clock(left)}", file=sys.stderr)
+        tell(f"{self.what} {done}/{self.total}  {note}  elapsed {clock(elapsed)}  ETA {clock(left)}")
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
 
 
 class MetricsFile:
-    """JSON lines, one object per report.  Opened at a step, it drops lines of later steps, which were lost."""
+    """JSON lines, one object per report, each with a checksum.
 
-    def __init__(self, path: Path, step: int = 0):
-        kept = b"".join(line for line, values in _lines(path) if values["step"] <= step)
+    Opened at a step, it drops lines of later steps, which will come again.  Damaged lines are told, and kept in a file
+    beside it; those around them stay.
+    """
+
+    def __init__(self, path: Path, step: int = 0, reports: int | None = None):
+        """Open at `step`, up to which there were so many reports; None where that is not known."""
         self.path = path
+        good, damaged = _lines(path)
+        earlier = [line for line, values in good if values["step"] <= step]
+        kept = b"".join(earlier)
+        if reports is not None and len(earlier) < reports:
+            tell(f"note: {path} has {len(earlier)} of the {reports} reports up to step {step}; the others are lost.")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if damaged:
+                aside = path.with_name(path.name + ".damaged")
+                write_bytes(aside, (aside.read_bytes() if aside.exists() else b"") + b"".join(damaged.values()))
+                tell(f"note: {path}: {_numbers(damaged)} damaged and left out; kept in {aside.name}.")
             if path.exists() and kept != path.read_bytes():
                 write_bytes(path, kept)
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close
 
     def write(self, **values: Any) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            WorkdirError: the file has gone, or the disk does not take the line.
+        """
+        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
+            raise WorkdirError(f"{self.path} was deleted or moved. Put it back, then run the same command again.")
         with writing(self.path):
-            self._file.write((json.dumps(values) + "\n").encode())
+            self._file.write((json.dumps({**values, CHECKSUM: _checksum(values)}) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of a metrics file whose steps rise, and what they say; torn and damaged ones are left out."""
-    last = -1
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
+CHECKSUM = "crc32"  # the last value of a line: that of the line without it
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values).encode())
+
+
+def _numbers(damaged: dict[int, bytes]) -> str:
+    shown = ", ".join(map(str, list(damaged)[:5])) + (" ..." if len(damaged) > 5 else "")
+    return f"line {shown} is" if len(damaged) == 1 else f"lines {shown} are"
+
+
+def _lines(path: Path) -> tuple[list[tuple[bytes, dict[str, Any]]], dict[int, bytes]]:
+    """The good lines of a metrics file and what they say, and the damaged ones by their number, from 1.
+
+    Good are those that hold to their checksums (lines from before there were any come first) and, of these, the most
+    whose steps rise.  A last line without its end is that of a writer who was stopped, or is at work: no damage.
+    """
+    read: list[tuple[int, bytes, dict[str, Any]]] = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    torn, summed = lines.pop(), False
+    for number, line in enumerate([*lines, torn] if torn else lines, 1):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             values = json.loads(line)
-            rises = values["step"] > last
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if rises:
-            last = values["step"]
-            yield line + b"\n", values
+            if type(values["step"]) is not int or values["step"] < 0:
+                continue
+            found = values.pop(CHECKSUM, None)
+            if (summed or found is not None) and found != _checksum(values):
+                continue
+            summed = found is not None
+            read.append((number, line + b"\n", values))
+    rising = _longest_rising([values["step"] for *_, values in read])
+    good = {read[i][0]: read[i][1:] for i in rising}
+    damaged = {n: line + b"\n" for n, line in enumerate(lines, 1) if n not in good and line.strip()}
+    return list(good.values()), damaged
+
+
+def _longest_rising(numbers: list[int]) -> list[int]:
+    """Places of the longest strictly rising subsequence."""
+    tails, places, before = [], [], []  # of each length: its smallest last number, where that is; links back
+    for i, number in enumerate(numbers):
+        length = bisect_left(tails, number)
+        tails[length : length + 1], places[length : length + 1] = [number], [i]
+        before.append(places[length - 1] if length else -1)
+    found, i = [], places[-1] if places else -1
+    while i >= 0:
+        found.append(i)
+        i = before[i]
+    return found[::-1]
+
+
+def last_step(path: Path) -> int:
+    """The last step of a metrics file; 0 where it has none."""
+    good, _ = _lines(path)
+    return good[-1][1]["step"] if good else 0
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
     """Columns of a metrics file, which a trainer may be writing: step, loss, ...; nan where there was none."""
-    rows = [values for _, values in _lines(path)]
+    rows = [values for _, values in _lines(path)[0]]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows]) for name in names}
 

@@ -27,10 +27,11 @@ class State(Frozen):
 
 
 class StepMetrics(Frozen):
-    """Of one step; `loss` and `grad_norm` may be nan where it was skipped."""
+    """Of one step; `loss` and `grad_norm` may be nan where it was skipped, and are nan where training has halted."""
 
     loss: Array
     grad_norm: Array
+    bad_steps: Array  # as in the state after the step
 
 
 def adam(
@@ -52,11 +53,16 @@ def init_state(init: Callable[[Array], Any], optimizer: optax.GradientTransforma
 
 
 def make_step(
-    loss: Callable[[Any, Any, Array], Array], optimizer: optax.GradientTransformation, ema_rate: float
+    loss: Callable[[Any, Any, Array], Array],
+    optimizer: optax.GradientTransformation,
+    ema_rate: float,
+    max_bad_steps: int = 20,
 ) -> Callable[[State, Any], tuple[State, StepMetrics]]:
     """The training step `(state, batch) -> (state, metrics)` for `loss(params, batch, key)`.
 
     A step whose loss or gradient is not finite changes neither parameters nor moments nor averages; it is counted.
+    After `max_bad_steps` of them in a row training has halted: a step changes nothing, nor is it counted, until the
+    host, which looks later, sees it.
     The rate of the average starts low, min(ema_rate, (1 + n) / (10 + n)) in step n: an average that still holds the
     initial weights predicts too little, and its samples are noise long after the network has learned.
     """
@@ -68,14 +74,15 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         rate = jnp.minimum(ema_rate, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(params, state.ema, 1 - rate)
-        good = jnp.isfinite(value) & jnp.isfinite(norm)
+        going = state.bad_steps < max_bad_steps
+        good = jnp.isfinite(value) & jnp.isfinite(norm) & going
         old, new = (state.params, state.ema, state.opt_state), (params, ema, opt_state)
         params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-        bad = (~good).astype(jnp.int32)
-        state = State(
-            state.step + 1, params, ema, opt_state, state.key, (state.bad_steps + 1) * bad, state.skipped + bad
-        )
-        return state, StepMetrics(value, norm)
+        bad = jnp.where(good, 0, state.bad_steps + going)
+        skipped = state.skipped + (going & ~good)
+        state = State(state.step + going, params, ema, opt_state, state.key, bad, skipped)
+        value, norm = (jnp.where(going, v, jnp.nan) for v in (value, norm))
+        return state, StepMetrics(value, norm, bad)
 
     return step
 

@@ -281,7 +281,7 @@ def three(folder):
 
 def test_the_second_start_decodes_nothing(three, cache, monkeypatch):
     _, before = everything("train", three)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.npy"))) == 1
     calls, original = [], Image.open
     monkeypatch.setattr(Image, "open", lambda *args, **options: calls.append(1) or original(*args, **options))
     source, after = everything("train", three)
@@ -297,18 +297,20 @@ def test_what_changes_is_decoded_again(three, cache):
     everything("train", three)
     everything("train", three, channels=1)
     everything("train", three, size=2)
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.glob("*.npy"))) == 3
     save(three / "1.png", picture(7))
     _, batch = everything("train", three)
     np.testing.assert_array_equal(batch["x"][0], picture(7))
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.glob("*.npy"))) == 4
 
 
-@pytest.mark.parametrize("damage", [b"", b"junk", "cut"])
-def test_a_damaged_cache_is_made_again(three, cache, damage):
+@pytest.mark.parametrize("kind", ["npy", "sha256"])
+@pytest.mark.parametrize("damage", ["empty", "junk", "cut", "a bit"])
+def test_a_damaged_cache_is_made_again(three, cache, damage, kind):
     _, before = everything("train", three)
-    (file,) = cache.iterdir()
-    file.write_bytes(file.read_bytes()[:-7] if damage == "cut" else damage)
+    (file,) = cache.glob(f"*.{kind}")
+    data = file.read_bytes()
+    file.write_bytes({"empty": b"", "junk": b"junk", "cut": data[:-7], "a bit": data[:-9] + b"\7" + data[-8:]}[damage])
     np.testing.assert_array_equal(everything("train", three)[1]["x"], before["x"])
 
 

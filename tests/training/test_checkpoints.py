@@ -1,8 +1,11 @@
 """Checkpoints come back to the bit, and damage is found, told and survived."""
 
 import contextlib
+import dataclasses
+import json
 import logging
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +13,14 @@ import numpy as np
 import pytest
 
 from score_sde.files import WorkdirError
-from score_sde.training.checkpoints import Checkpoints, fingerprint
+from score_sde.training.checkpoints import Checkpoints, fingerprint, newest_notes, notes_of
 from score_sde.training.state import adam, init_state
 
 
-def make(seed=0):
-    return init_state(lambda key: {"w": jax.random.normal(key, (64, 64))}, adam(0.1, 0, 1.0), seed)
+def make(step=0):
+    """A state at a step, other ones with other weights."""
+    state = init_state(lambda key: {"w": jax.random.normal(key, (64, 64))}, adam(0.1, 0, 1.0), seed=step)
+    return dataclasses.replace(state, step=jnp.full((), step, jnp.int32))
 
 
 def leaves(state):
@@ -30,7 +35,7 @@ def assert_same(a, b):
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path):
-    state = make()
+    state = make(3)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(make(1)) is None
         checkpoints.save(3, state)
@@ -60,6 +65,34 @@ def test_only_the_newest_are_kept(tmp_path):
         assert checkpoints.steps() == [2, 3]
 
 
+def test_the_newest_good_one_is_kept_however_far_the_run_goes_astray(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, make(step), good=step < 3)
+            checkpoints.wait()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:  # it is known after a restart too
+        checkpoints.save(5, make(5), good=False)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4, 5] and checkpoints.newest_good() == 2
+        checkpoints.save(6, make(6))
+        checkpoints.wait()
+        assert checkpoints.steps() == [5, 6]
+        checkpoints.set_aside_after(5)
+        assert checkpoints.steps() == [5] and (tmp_path / "checkpoints" / "exploded-6").is_dir()
+
+
+def test_notes_come_back_and_those_of_an_older_version_are_few(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, make(2), window={"loss": 0.1})
+    notes = notes_of(tmp_path, 2)
+    assert notes["window"] == {"loss": 0.1} and notes["good"] is True
+    path = tmp_path / "checkpoints" / "2" / "meta" / "metadata"
+    path.write_text(json.dumps({"fingerprint": notes["fingerprint"]}))
+    assert newest_notes(tmp_path) == (2, {"fingerprint": notes["fingerprint"]})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(make(0)), make(2))
+
+
 def _flip_a_bit(directory):
     data = max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     raw = bytearray(data.read_bytes())
@@ -77,12 +110,31 @@ def _empty(directory):
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("damage", [_flip_a_bit, _truncate, _empty])
+def _call_it_another_step(directory):
+    """As a hand may, which copies an older one over it."""
+    shutil.rmtree(directory)
+    shutil.copytree(directory.parent / "1", directory)
+
+
+def _change_a_note(directory):
+    path = directory / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"loss": 0.5', '"loss": 0.7'))
+
+
+def _lose_the_digest(directory):
+    path = directory / "meta" / "metadata"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "digest"}))
+
+
+DAMAGES = [_flip_a_bit, _truncate, _empty, _call_it_another_step, _change_a_note, _lose_the_digest]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, caplog):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, make(1))
         checkpoints.wait()
-        checkpoints.save(2, make(2))
+        checkpoints.save(2, make(2), window={"loss": 0.5})
     damage(tmp_path / "checkpoints" / "2")
     with Checkpoints(tmp_path) as checkpoints, caplog.at_level(logging.WARNING):
         assert_same(checkpoints.restore(make(0)), make(1))
@@ -96,14 +148,14 @@ def test_other_devices_than_those_of_the_run_are_no_damage(tmp_path):
         mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    state = jax.device_put(make(), spread(4))
+    state = jax.device_put(make(1), spread(4))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread(1)), jax.eval_shape(lambda: make())
     )
     with Checkpoints(tmp_path) as checkpoints:
-        assert_same(checkpoints.restore(shapes), make())
+        assert_same(checkpoints.restore(shapes), make(1))
 
 
 def test_when_all_are_damaged_nothing_starts_over(tmp_path):
