@@ -93,7 +93,10 @@ class AffineSDE(Frozen):
         return 2 * (self.log_alpha(t) - jnp.log(self.sigma(t)))
 
     def inverse_log_snr(self, log_snr: Times) -> Times:
-        """The time in [t_min, t_max] at which the log-SNR has this value, by bisection."""
+        """The time in [t_min, t_max] at which the log-SNR has this value, by bisection; the end beyond which it lies.
+
+        Its derivative is that of the root, dt = (dl - d log_snr)/log_snr'(t), in l and in the numbers of the SDE.
+        """
 
         def halve(_, ends):
             low, high = ends
@@ -101,9 +104,19 @@ class AffineSDE(Frozen):
             earlier = self.log_snr(middle) < log_snr
             return jnp.where(earlier, low, middle), jnp.where(earlier, middle, high)
 
-        low, high = jnp.full_like(log_snr, self.t_min), jnp.full_like(log_snr, self.t_max)
-        low, high = jax.lax.fori_loop(0, jnp.finfo(log_snr.dtype).nmant + 20, halve, (low, high))
-        return 0.5 * (low + high)
+        def bisect(*_):
+            low, high = jax.lax.fori_loop(0, jnp.finfo(log_snr.dtype).nmant + 20, halve, (first, last))
+            return 0.5 * (low + high)
+
+        first, last = jnp.full_like(log_snr, self.t_min), jnp.full_like(log_snr, self.t_max)
+        t = jax.lax.custom_root(
+            lambda t: self.log_snr(t) - log_snr,
+            first,
+            bisect,
+            lambda linear, y: y / linear(jnp.ones_like(y)),
+        )
+        t = jnp.where(log_snr > self.log_snr(first), first, t)
+        return jnp.where(log_snr < self.log_snr(last), last, t)
 
     def label(self, t: Times) -> Times:
         """What a network is told of the time: 999 t / T, the published convention of VP and sub-VP."""

@@ -25,7 +25,7 @@ class Room:
 
 
 # Each floor may use the floors below it; rooms of one floor do not know each other.
-GROUND = {"arrays", "trees"}
+GROUND = {"arrays", "derivatives", "trees"}
 SDES = GROUND | {"sdes"}
 TARGETS = SDES | {"predictions", "analytic", "discrete"}
 FLOW = TARGETS | {"flow"}
@@ -43,6 +43,7 @@ WALLS = {
     # maths
     "trees":       Room(set(),                   JAX,                                    ODE),
     "arrays":      Room({"trees"},               JAX,                                    ODE),
+    "derivatives": Room(set(),                   JAX,                                    ODE),
     "sdes":        Room(GROUND,                  JAX,                                    ODE),
     "predictions": Room(SDES,                    JAX,                                    ODE),
     "analytic":    Room(SDES,                    JAX,                                    ODE),

@@ -14,7 +14,7 @@ from score_sde.arrays import fold_in, normal, sample_keys
 from score_sde.data import DataError, read_image
 from score_sde.evaluation.samples import SamplingOptions, Watched, within_batch
 from score_sde.files import write_arrays, write_bytes, write_json
-from score_sde.guidance.inverse import conjugate_gradients
+from score_sde.guidance.linear import conjugate_gradients
 from score_sde.guidance.operators import Operator
 from score_sde.plots import restorations, suits
 from score_sde.sampling import Clipped
@@ -232,7 +232,7 @@ def displayed(operator: Operator, y: np.ndarray) -> np.ndarray:
     shape = operator.event
     if y.shape[1:-1] == shape[:-1] and y.shape[-1] in (1, shape[-1]):
         return np.broadcast_to(y, (len(y), *shape))
-    u = conjugate_gradients(lambda u: operator(operator.adjoint(u)), jnp.asarray(y), 20)
+    u = conjugate_gradients(lambda u: operator(operator.adjoint(u)), jnp.asarray(y), 20)[0]
     return np.asarray(operator.adjoint(u))
 
 

@@ -20,7 +20,9 @@ the probability flow of VP(0.1, 40), solved to 1e-5.  The exact posterior has me
     pigdm (variance 0.5)    (1.052, 0.245)    (0.568, 0.456)
     moment_matching         (1.000, 0.250)    (0.577, 0.456)
 
-Linear systems are solved per sample by conjugate gradients; no norm is taken over the batch.
+Linear systems are solved per sample by conjugate gradients; no norm is taken over the batch.  Derivatives of these
+scores, of which `log_prob` takes some, want systems that are solved to rounding: they are nan where `iterations` do not
+reach that, and then a likelihood does not converge.
 
 Sources: Chung et al. 2023 (DPS), Song et al. 2023 (PiGDM), Boys et al. 2023 and Rozet et al. 2024 (moment matching).
 """
@@ -43,6 +45,7 @@ from score_sde.guidance.guided import (
     network_evaluations,
     numbers,
 )
+from score_sde.guidance.linear import solve
 from score_sde.guidance.operators import Operator
 from score_sde.sdes import AffineSDE, Score, evaluate
 from score_sde.trees import Number, is_concrete, static
@@ -132,7 +135,7 @@ class PiGDM(Measured):
         sigma2, alpha2 = jnp.square(self.sde.sigma(t)), jnp.square(self.sde.alpha(t))
         prior = jnp.asarray(self.prior_variance, t.dtype)
         r2 = expand(sigma2 * prior / (alpha2 * prior + sigma2), residual)
-        u = conjugate_gradients(lambda u: r2 * gram(u) + jnp.square(noise) * u, residual, self.iterations)
+        u = solve(lambda u: r2 * gram(u) + jnp.square(noise) * u, residual, self.iterations)
         return self.log_normal(sum_event(residual * u), noise, residual), u
 
 
@@ -143,7 +146,8 @@ class MomentMatching(Measured):
     tweedie = True
 
     def weigh(self, residual, covariance, noise, t):
-        u = conjugate_gradients(lambda u: covariance(u) + jnp.square(noise) * u, residual, self.iterations)
+        # a learned Jacobian is not the covariance that it stands for, and not symmetric
+        u = solve(lambda u: covariance(u) + jnp.square(noise) * u, residual, self.iterations, symmetric=False)
         return self.log_normal(sum_event(residual * u), noise, residual), u
 
     def evaluations(self, t):
@@ -248,28 +252,6 @@ def measurement(measure: Callable, y: State) -> Array | PerSample:
         y = measure.restrict(y)
     check_finite("y", y)
     return y[0] if y.shape[0] == 1 else PerSample(y)
-
-
-def conjugate_gradients(matvec: Callable[[State], State], b: State, iterations: int) -> State:
-    """M^-1 b of each sample, M symmetric and positive semi-definite, by `iterations` steps, fewer where solved."""
-
-    def dot(a, c):
-        return sum_event(a * c)
-
-    tolerance = jnp.square(4 * jnp.finfo(b.dtype).eps) * dot(b, b)
-
-    def step(_, carry):
-        u, r, p, rr = carry
-        q = matvec(p)
-        curvature = dot(p, q)
-        going = (rr > tolerance) & (curvature > 0)
-        length = jnp.where(going, rr / jnp.where(going, curvature, 1), 0)
-        u, r = u + expand(length, b) * p, r - expand(length, b) * q
-        smaller = dot(r, r)
-        turn = jnp.where(going, smaller / jnp.where(going, rr, 1), 0)
-        return u, r, r + expand(turn, b) * p, smaller
-
-    return jax.lax.fori_loop(0, iterations, step, (jnp.zeros_like(b), b, b, dot(b, b)))[0]
 
 
 def _linear(score, sde, operator, y, noise, iterations):

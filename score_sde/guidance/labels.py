@@ -12,7 +12,8 @@ tests/guidance/test_particles.py.
 
 Scales are numbers, one for each sample (B,), or functions of time, `lambda t: f(sde.log_snr(t))` for a schedule in
 noise level; with `interval` they act within a range of noise levels and the rest is sampled without guidance.
-Networks are evaluated only where a scale asks for them: at w = 0 and 1 (see each) one evaluation runs, not two.
+Networks are evaluated only where a scale asks for them: at w = 0 and 1 (see each) one evaluation runs, not two.  Under
+differentiation both run, since the derivative in w asks for both.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from score_sde import derivatives
 from score_sde.arrays import PerSample, rows
 from score_sde.guidance.guided import (
     Guided,
@@ -96,7 +98,7 @@ class ClassifierGuidance(Tilted):
             return jnp.zeros(len(x), x.dtype), jnp.zeros_like(x)
 
         guided = anywhere(self.scales(x, t) != 0)
-        return evaluate(self.score, x, t), *jax.lax.cond(guided, lambda: self.gradient(x, t), nothing)
+        return evaluate(self.score, x, t), *derivatives.cond(guided, lambda: self.gradient(x, t), nothing)
 
     def evaluations(self, t):
         guided = jnp.any(self.scales(t, t) != 0)
@@ -178,7 +180,7 @@ class ClassifierFreeGuidance(Guided):
             s = evaluate(lambda x, t: self.score(x, t, asked), doubled, times).reshape(len(x), 2, *x.shape[1:])
             return combine(scale, s[:, 0], s[:, 1])
 
-        return jax.lax.cond(anywhere((scale != 0) & (scale != 1)), both, one)
+        return derivatives.cond(anywhere((scale != 0) & (scale != 1)), both, one)
 
     def scales(self, x: State, t: Times) -> Times:
         return scale_at(self.scale, self.interval, 1.0, x, t)
@@ -228,8 +230,12 @@ class AutoGuidance(Guided):
     def __call__(self, x: State, t: Times) -> State:
         scale = self.scales(x, t)
         weak, strong = score_of(self.weak, x, t), score_of(self.score, x, t)
-        branches = [lambda: combine(scale, weak(), strong()), weak, strong]
-        return jax.lax.switch(self.choice(scale), branches)
+        choice = self.choice(scale)
+        return derivatives.cond(
+            choice == 0,
+            lambda: combine(scale, weak(), strong()),
+            lambda: jax.lax.cond(choice == 1, weak, strong),
+        )
 
     def scales(self, x: State, t: Times) -> Times:
         return scale_at(self.scale, self.interval, 1.0, x, t)

@@ -23,7 +23,8 @@ from jax import Array
 from jaxtyping import Float
 
 from score_sde.arrays import rows
-from score_sde.guidance.inverse import conjugate_gradients, measurement
+from score_sde.guidance.inverse import measurement
+from score_sde.guidance.linear import solve
 from score_sde.guidance.operators import Operator
 from score_sde.sampling.sampler import Draw, Row, Sampler, State
 from score_sde.sdes import AffineSDE, Score
@@ -98,7 +99,7 @@ class Projection(Sampler):
         """x + A^+ (alpha y + A noise - A x)."""
         y = rows(measurement(self.operator, self.y), len(x)).astype(x.dtype)
         wrong = alpha * y + self.operator(noise - x)
-        solution = conjugate_gradients(lambda u: self.operator(self.operator.adjoint(u)), wrong, self.iterations)
+        solution = solve(lambda u: self.operator(self.operator.adjoint(u)), wrong, self.iterations)
         return x + self.operator.adjoint(solution)
 
 

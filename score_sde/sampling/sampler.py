@@ -15,12 +15,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from score_sde import derivatives
 from score_sde.sdes import AffineSDE, Score, evaluate
 from score_sde.trees import Frozen, Number
 
@@ -120,7 +120,8 @@ class LinearSampler(Sampler):
         for j in range(history.shape[0]):
             new = new + row.weights[j + 1] * history[j]
         if row.noise is not None:  # eta, churn, ... may be 0: nothing is drawn then
-            new = jax.lax.cond(row.noise == 0, lambda x: x, lambda x: x + row.noise * draw(0), new)
+            still = new
+            new = derivatives.cond(row.noise != 0, lambda: still + row.noise * draw(0), lambda: still)
         if history.shape[0]:
             longer = jnp.concatenate([f[None], history[:-1]])
             history = jnp.where(row.remember, longer, history)
