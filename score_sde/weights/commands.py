@@ -29,6 +29,8 @@ from score_sde.weights.opening import CONFIG_KEY, STEP_KEY, UNUSED, Found, open_
 from score_sde.weights.tensors import write_safetensors
 from score_sde.weights.unet2d import cos_first, diffusers_config
 
+_BLOCKS = 50  # which any network may have
+
 
 class Reading(NamedTuple):
     """A file, the config by which it is read, and what the two have in common."""
@@ -57,12 +59,23 @@ def read(path: Path, flags: list[str], *, prepared: bool) -> tuple[Reading, Run]
     given, keys = None if file is None else load(file), overridden(flags)
     config = config_of(found, path, given, "sde.sigma_max" in keys, trust or own({}, keys))
     _, overrides = read_flags(flags, config)
+    _check_blocks(found, config)
     run = (prepare if prepared else build)(config)
     net, shape = run.experiment.network, run.experiment.shape
     if found.layout != "ours" and not isinstance(net, UNet):
         raise WeightsError(f"{path}: expected model.name=unet in the config, got {config.model.name}.")
     wanted = slots(net, shape, found.layout, cos_first=found.unet is not None and cos_first(found.unet))
     return Reading(found, config, overrides, wanted, match(wanted, found.tensors, UNUSED)), run
+
+
+def _check_blocks(found: Found, config: ConfigDict) -> None:
+    """Refuse a network of far more blocks than the file has tensors, which would take minutes to build."""
+    blocks = len(config.model.ch_mult or ()) * (config.model.num_res_blocks or 0)
+    if blocks > (most := max(_BLOCKS, len(found.tensors))):
+        raise WeightsError(
+            f"the config's network has {blocks:,} residual blocks on its way down (model.ch_mult, num_res_blocks), and "
+            f"the file {len(found.tensors):,} tensors: expected at most {most:,} blocks."
+        )
 
 
 def inspect(path: Path, flags: list[str]) -> int:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from score_sde.config import ConfigError, base_config, from_json, use_preset
 from score_sde.config.trust import Trust
-from score_sde.weights.errors import WeightsError
+from score_sde.weights.errors import WeightsError, reason
 from score_sde.weights.opening import UNUSED, Found
 from score_sde.weights.unet2d import fields
 
@@ -47,14 +47,14 @@ def config_of(
         except ConfigError:
             raise
         except Exception as error:  # of a damaged text: many types
-            raise WeightsError(f"the config in the header is damaged: {str(error)[:200]}. Give --config.") from error
+            raise WeightsError(f"the config in the header is damaged: {reason(error)}. Give --config.") from error
     elif found.unet is not None:
         try:
             config = _of_diffusers(found.unet, found.scheduler, sigma_max_given)
         except WeightsError:
             raise
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of another kind
-            raise WeightsError(f"the config of the {found.kind} makes no sense: {str(error)[:200]}.") from error
+        except (ArithmeticError, TypeError, ValueError, KeyError, AttributeError) as error:  # a value of another kind
+            raise WeightsError(f"the config of the {found.kind} makes no sense: {reason(error)}.") from error
     else:
         name, file = PUBLISHED.get(count(found), ("no published network", "a config of your own"))
         raise WeightsError(

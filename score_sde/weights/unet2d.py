@@ -101,7 +101,7 @@ def fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int, i
         wide = all(w >= 128 for w, name in zip(widths, downs, strict=True) if name == attn_down)
         need("block_out_channels", wide, "to be 128 or more wherever there is attention between skip blocks")
     else:
-        need("norm_num_groups", type(groups) is int and not any(w % groups for w in widths), "to divide all widths")
+        need("norm_num_groups", type(groups) is int and groups > 0 and not any(w % groups for w in widths), "a divisor")
         need("downsample_padding", c["downsample_padding"] in (0, 1), "to be 0 or 1")
         found |= dict(norm_groups=groups, symmetric_padding=c["downsample_padding"] == 1)
     if found["embedding_type"] == "positional":
