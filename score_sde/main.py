@@ -58,6 +58,7 @@ Code runs from --config files, and as module:function of a config (data.name=my_
 config file and the command line; from a run's config.json, that of guidance.workdir too, only with --trust, or where
 your record ($SCORE_SDE_STATE, or ~/.local/state/score_sde) says that you trained the run in this place with this config
 and this file of the module.  Do not start `python -m` in a folder that you do not trust: it imports what lies there.
+What a config asks of memory at least is compared with what the machine has; SCORE_SDE_MAX_MEMORY=BYTES says otherwise.
 
 How to sample (settings with their defaults are flags too, as in --config.sampling.order=3):
 """

@@ -19,7 +19,9 @@ from score_sde import config as configs
 from score_sde import data, likelihood, models, modes, sampling
 from score_sde.config import ConfigError, base_config, build, flatten, get_config, names
 from score_sde.config.datasets import DATASETS
+from score_sde.config.memory import most_memory
 from score_sde.config.presets import PRESETS
+from score_sde.config.template import type_of
 from score_sde.data.fetch import PUBLISHED
 from tests.catalogue import PREDICTIONS, TIMES, WEIGHTINGS, instances
 
@@ -479,6 +481,36 @@ def test_a_damaged_file_is_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigError, match="config.json is damaged"):
         get_config(str(path))
+
+
+# Whole numbers that may be as large as they can be: they take time, or nothing.
+ONLY_TIME = {
+    "training.steps", "training.warmup", "training.log_every", "training.checkpoint_every", "training.snapshot_every",
+    "training.max_bad_steps", "eval.num_examples", "eval.round_trip", "sampling.label", "seed", "sampling.seed",
+    "eval.seed", "guidance.step",
+}  # fmt: skip
+
+
+def test_no_number_asks_for_more_memory_than_there_is(monkeypatch):
+    monkeypatch.setenv("SCORE_SDE_MAX_MEMORY", str(2**33))
+    whole = {key for key in flatten(base_config()) if type_of(base_config(), key) is int}
+    for key in whole - ONLY_TIME:
+        with pytest.raises(ConfigError, match=r"^\w+(\.\w+)?\b.* (asks for at least|must|not a setting)"):
+            build(toy(**{key.replace(".", "__"): 2**31 - 8}))
+
+
+def test_the_limit_of_memory_can_be_raised(monkeypatch):
+    huge = toy(sampling__batch_size=2**31 - 8)
+    monkeypatch.setenv("SCORE_SDE_MAX_MEMORY", str(2**33))
+    with pytest.raises(ConfigError, match="sampling.batch_size asks for at least 51.5 GB of memory, and there are 8.6"):
+        build(huge)
+    monkeypatch.setenv("SCORE_SDE_MAX_MEMORY", str(2**36))
+    assert build(huge).sampling.batch_size == 2**31 - 8
+    monkeypatch.setenv("SCORE_SDE_MAX_MEMORY", "much")
+    with pytest.raises(ConfigError, match="SCORE_SDE_MAX_MEMORY must be a whole number of bytes, got 'much'"):
+        build(huge)
+    monkeypatch.delenv("SCORE_SDE_MAX_MEMORY")
+    assert 2**28 < most_memory() < 2**50
 
 
 # --- users' own data -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from score_sde.training.loop import TrainingOptions
 
 from .datasets import DATASETS, data_set
 from .kinds import Builder
+from .memory import memory_problems
 from .names import BOUNDS, CLASSIFIERS, DIVERGENCES, MODELS, PREDICTIONS, SDES, SOLVERS, TIMES, WEIGHTINGS
 from .samplers import guidance_options, restore_options, sampling_options
 from .template import ConfigError, base_config, flatten, type_of
@@ -97,12 +98,16 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         make.check(drawn, f"sampling.trajectory needs images or 2-D points, and {c.data.name} has shape {shape}")
         make.check(not c.data.flip or len(shape) == 3, f"data.flip needs images, and {c.data.name} has shape {shape}")
         if network is not None and check_sizes(make, c.model):
+            parameters = 0
             try:
                 x = jax.ShapeDtypeStruct((1, *shape), "float32")
                 label = jax.ShapeDtypeStruct((1,), "float32")
-                jax.eval_shape(network.init, jax.eval_shape(partial(jax.random.key, 0)), x, label)
+                made = jax.eval_shape(network.init, jax.eval_shape(partial(jax.random.key, 0)), x, label)
+                parameters = sum(leaf.size for leaf in jax.tree.leaves(made))
             except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
                 make.problems.append(f"model: {str(error).splitlines()[0]}")
+            if not make.problems:
+                make.problems += memory_problems(c, shape, dataset[2], parameters)
     if make.problems:
         message = "; ".join(dict.fromkeys(p.rstrip(".") for p in make.problems))
         raise ConfigError(message if message.endswith("?") else message + ".")
