@@ -29,6 +29,12 @@ def mean_event(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
+def norm(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """Euclidean norm over all axes but the first; at 0, where it has a kink, its derivative is 0."""
+    squared = sum_event(jnp.square(x))
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
 def sample_keys(key: Array, batch: int) -> Key[Array, " b"]:
     """One key per sample: `fold_in(key, i)` for a single key; an array of `batch` keys is returned as it is.
 

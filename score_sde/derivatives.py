@@ -17,18 +17,25 @@ def cond(wanted: Array, full: Callable[[], Any], short: Callable[[], Any]) -> An
     Where a setting is at its neutral value (a scale of 1, an eta of 0), `full` does not depend on some of its parts and
     `short` leaves them out; but the derivative in that setting does.  Under differentiation `full` runs everywhere.
     """
-    full, numbers = jax.closure_convert(full)  # what they close over, as arguments: a custom_jvp sees nothing else
-    short, others = jax.closure_convert(short)
+    full, numbers = _closed(full)
+    short, others = _closed(short)
 
     @jax.custom_jvp
     def value(wanted, numbers, others):
-        return jax.lax.cond(wanted, lambda: full(*numbers), lambda: short(*others))
+        return jax.lax.cond(wanted, lambda: full(numbers), lambda: short(others))
 
     @value.defjvp
     def differentiate(primals, tangents):
-        return jax.jvp(lambda numbers: full(*numbers), primals[1:2], tangents[1:2])
+        return jax.jvp(full, primals[1:2], tangents[1:2])
 
     return value(wanted, numbers, others)
+
+
+def _closed(fn: Callable[[], Any]) -> tuple[Callable[[list], Any], list]:
+    """`fn` as a function of what it closes over, and that: a custom_jvp sees its arguments alone."""
+    jaxpr, out = jax.make_jaxpr(fn, return_shape=True)()
+    tree = jax.tree.structure(out)
+    return lambda values: jax.tree.unflatten(tree, jax.core.eval_jaxpr(jaxpr.jaxpr, values)), jaxpr.consts
 
 
 def refuse(x: Any, why: str) -> Any:

@@ -31,7 +31,7 @@ def solve(matvec: Callable[[State], State], b: State, iterations: int, *, symmet
         return _known_where(solved, matvec(u) - b)
 
     def to_rounding(matvec, b):
-        u, solved = conjugate_gradients(matvec, b, 10 * b[0].size + 10)
+        u, solved = conjugate_gradients(matvec, b, 10 * b[0].size + 100)
         return _known_where(solved, u)
 
     def differentiate(linear, b):
@@ -44,9 +44,7 @@ def _known_where(solved: Bool[Array, " b"], x: State) -> State:
     return x * expand(jnp.where(solved, 1, jnp.nan).astype(x.dtype), x)
 
 
-def conjugate_gradients(
-    matvec: Callable[[State], State], b: State, iterations: int
-) -> tuple[State, Bool[Array, " b"]]:
+def conjugate_gradients(matvec: Callable[[State], State], b: State, iterations: int) -> tuple[State, Bool[Array, " b"]]:
     """(u, solved): M^-1 b of each sample, M symmetric and positive semi-definite, by at most `iterations` steps.
 
     A sample stops where its residual is rounding, or where M shows that it is not positive.  `solved` says whether at

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 
 from score_sde import trees
 from score_sde.arrays import fold_in, normal, repeated, sample_keys, sum_event
+from score_sde.derivatives import refuse
 from score_sde.guidance.guided import Tilted
 from score_sde.guidance.inverse import DPS
 from score_sde.sampling import grids
@@ -96,6 +97,7 @@ def sample_smc(
 
     Raises:
         ValueError: as `sample`; a guided score that is no tilt, such as classifier-free guidance.
+        TypeError: when differentiated: a gradient along the particles leaves out how their draw changes.
         FloatingPointError: a law without a particle of finite weight (only outside of your own jit).
     """
     if not isinstance(guided, Tilted):
@@ -132,7 +134,7 @@ def _solve_smc(key, shape, sde, guided, times, particles, threshold):
         row = fold_in(keys, n)
         # Where particles are few, draw anew, from the weights so far.
         total = jax.nn.logsumexp(logs, axis=1)
-        share = jnp.exp(logs - total[:, None])
+        share = refuse(jnp.exp(logs - total[:, None]), "sample_smc has no derivative: particles are drawn anew.")
         effective = 1 / jnp.sum(jnp.square(share), axis=1)
         poor = effective < threshold * particles
         uniform = jax.vmap(jax.random.uniform)(fold_in(row, 1))

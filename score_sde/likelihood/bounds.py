@@ -179,7 +179,7 @@ def _discrete_bound(key, sde, score, x, chain, times, variance, repeats, cells, 
 
     def term(i, keys):
         data = _level_data(sde, score, x, chain, times, i, keys)
-        ratio = w[i] / variance[i]
+        ratio = jnp.where(i == 0, 1, w[i] / variance[i])  # w_1 = 0 is no density, and no KL is taken of it
         kl = 0.5 * (size * (ratio - 1 - jnp.log(ratio)) + c[i] ** 2 * sum_event(jnp.square(x - data)) / variance[i])
         return jax.lax.cond(i == 0, lambda: -_log_decoder(cells, x, data, jnp.sqrt(variance[0])), lambda: kl)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from score_sde import trees
 from score_sde.analytic import Target
-from score_sde.arrays import expand, fold_in, mean_event, normal, sample_keys, sum_event
+from score_sde.arrays import expand, fold_in, mean_event, norm, normal, sample_keys, sum_event
 from score_sde.sdes import AffineSDE, Score, evaluate
 
 
@@ -71,7 +71,7 @@ def energy_distance(a: Float[Array, "n ..."], b: Float[Array, "m ..."]) -> Float
 
     def distances(u, v):
         u, v = (w.reshape(w.shape[0], -1) for w in (u, v))
-        return jax.lax.map(lambda row: jnp.sqrt(jnp.sum(jnp.square(row[None] - v), axis=1)), u)
+        return jax.lax.map(lambda row: norm(row[None] - v), u)
 
     within = [distances(u, u).sum() / (u.shape[0] * (u.shape[0] - 1)) for u in (a, b)]
     return 2 * distances(a, b).mean() - within[0] - within[1]

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from score_sde.arrays import expand, sum_event
+from score_sde.arrays import expand, norm
 from score_sde.sampling.predictors import ReverseDiffusion
 from score_sde.sampling.sampler import Draw, Row, Sampler, State, check_range, one_row_per_step
 from score_sde.sdes import AffineSDE, Score, evaluate
@@ -21,7 +21,7 @@ from score_sde.trees import Frozen, Number, static
 
 
 class Corrector(Frozen):
-    """`steps` Langevin steps whose size a subclass states."""
+    """`steps` Langevin steps whose size a subclass states, by its `root`."""
 
     snr: Number = 0.16
     levels: Number | None = None
@@ -35,20 +35,22 @@ class Corrector(Frozen):
             raise ValueError(f"{type(self).__name__}: steps must be at least 1, got {self.steps}.")
 
     @abstractmethod
-    def size(self, sigma: Array, score: State, noise: State) -> Float[Array, " b"]:
-        """The step sizes e, before the factor alpha of `levels`."""
-        raise TypeError(f"{type(self).__name__} must define size")
+    def root(self, sigma: Array, score: State, noise: State) -> Float[Array, " b"]:
+        """The square roots of the step sizes e, before the factor alpha of `levels`."""
+        raise TypeError(f"{type(self).__name__} must define root")
 
     def correct(self, sde: AffineSDE, score: Score, x: State, t: Array, draw: Draw) -> State:
         """x after the Langevin steps at time t (a scalar); unchanged where there is no noise at t."""
         sigma = sde.sigma(t)
         safe = jnp.where(sigma > 0, t, jnp.asarray(sde.t_max, t.dtype))
-        alpha = jnp.ones_like(t) if self.levels is None else jnp.maximum(1 + 2 * sde.drift_factor(t) / self.levels, 0)
+        alpha = jnp.ones_like(t)
+        if self.levels is not None:  # not quite 0, where a square root has no derivative
+            alpha = jnp.maximum(1 + 2 * sde.drift_factor(t) / self.levels, jnp.finfo(t.dtype).tiny)
 
         def step(k, x):
             z, s = draw(k + 1), evaluate(score, x, jnp.full(x.shape[:1], safe))
-            e = expand(alpha * self.size(sigma, s, z), x)
-            return jnp.where(sigma > 0, x + e * s + jnp.sqrt(2 * e) * z, x)
+            root = expand(jnp.sqrt(alpha) * self.root(sigma, s, z), x)  # e itself would lose the derivative at 0
+            return jnp.where(sigma > 0, x + jnp.square(root) * s + 2**0.5 * root * z, x)
 
         return step(0, x) if self.steps == 1 else jax.lax.fori_loop(0, self.steps, step, x)
 
@@ -72,11 +74,11 @@ class Langevin(Corrector):
 
     batch_norm: bool = static(False)
 
-    def size(self, sigma, score, noise):
-        norms = [jnp.sqrt(sum_event(jnp.square(v))) for v in (noise, score)]
+    def root(self, sigma, score, noise):
+        norms = [norm(v) for v in (noise, score)]
         if self.batch_norm:
             norms = [jnp.full_like(norm, norm.mean()) for norm in norms]
-        return 2 * jnp.square(self.snr * norms[0] / norms[1])
+        return 2**0.5 * self.snr * norms[0] / norms[1]
 
 
 class AnnealedLangevin(Corrector):
@@ -85,8 +87,8 @@ class AnnealedLangevin(Corrector):
     snr, levels, steps: as for Langevin.
     """
 
-    def size(self, sigma, score, noise):
-        return jnp.full(score.shape[:1], 2 * jnp.square(self.snr * sigma))
+    def root(self, sigma, score, noise):
+        return jnp.full(score.shape[:1], 2**0.5 * self.snr * sigma)
 
 
 class PredictorCorrector(Sampler):

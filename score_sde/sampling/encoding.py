@@ -95,8 +95,10 @@ def interpolate(
     norms = [jnp.sqrt(sum_event(jnp.square(v))) for v in (a, b)]
     units = [v / expand(n, v) for v, n in zip((a, b), norms, strict=True)]
     # the angle by arctan, which keeps its digits where the two are nearly parallel
-    chord, sum_ = (jnp.sqrt(sum_event(jnp.square(units[0] + sign * units[1]))) for sign in (-1, 1))
-    angle = jnp.maximum(2 * jnp.arctan2(chord, sum_), jnp.finfo(a.dtype).tiny ** 0.5)
+    # and is not quite 0 where the two are one: sines in ratio have a derivative at sqrt(eps), and none at 0
+    least = jnp.finfo(a.dtype).eps
+    chord, sum_ = (jnp.sqrt(sum_event(jnp.square(units[0] + sign * units[1])) + least) for sign in (-1, 1))
+    angle = 2 * jnp.arctan2(chord, sum_)
 
     def at(w):
         parts = [jnp.sin(p * angle) / jnp.sin(angle) for p in (1 - w, w)]

@@ -63,6 +63,21 @@ def gap(now: Levels, then: Levels) -> Values:
     return jnp.log(now.sigma / then.sigma) + (then.log_alpha - now.log_alpha)
 
 
+def finite(h: Values) -> Values:
+    """h, and 1 in place of an infinite one, where the step ends without noise: there sigma' = 0 is all that counts."""
+    return jnp.where(jnp.isfinite(h), h, 1)
+
+
+def noise_over_root(strength: Number, h: Values) -> Values:
+    """sqrt((1 - e^(-2 s h))/s), s the strength of a step's noise, smooth where that is 0 as its product with sqrt(s) is
+    not.
+    """
+    u = 2 * strength * finite(h)
+    some = jnp.where(u == 0, 1, u)
+    share = jnp.where(u == 0, 1 - u / 2 + u**2 / 6, -jnp.expm1(-some) / some)
+    return jnp.sqrt(2 * finite(h) * share)
+
+
 def noisy(now: Levels, then: Levels) -> Levels:
     """`then`, or `now` where `then` has no noise, so that no score can be asked for."""
     return jax.tree.map(lambda a, b: jnp.where(then.sigma > 0, b, a), now, then)
@@ -121,7 +136,7 @@ class DataForm(Form):
     tau: Number = 0.0
 
     def _noise_h(self, h):
-        return jnp.where(self.tau == 0, 0, self.tau**2 * h)  # 0 * infinity, where the last step ends without noise
+        return self.tau**2 * finite(h)
 
     def gains(self, at):
         return 1 / at.alpha, at.sigma**2 / at.alpha
@@ -140,7 +155,7 @@ class DataForm(Form):
 
     def noise(self, now: Levels, then: Levels) -> Values:
         """The standard deviation of the noise drawn."""
-        return then.sigma * jnp.sqrt(-jnp.expm1(-2 * self._noise_h(gap(now, then))))
+        return then.sigma * self.tau * noise_over_root(self.tau**2, gap(now, then))
 
 
 def quadrature(now: Levels, then: Levels) -> tuple[Values, Array, Array]:

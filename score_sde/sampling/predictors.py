@@ -13,7 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from score_sde.sampling.exponential import DATA, NOISE, Levels, gap, interleave, levels, noisy, row, steps_of
+from score_sde.sampling.exponential import (
+    DATA,
+    NOISE,
+    Levels,
+    finite,
+    gap,
+    interleave,
+    levels,
+    noise_over_root,
+    noisy,
+    row,
+    steps_of,
+)
 from score_sde.sampling.sampler import LinearRow, LinearSampler, check_choice, check_range, one_row_per_step
 from score_sde.trees import Number, is_concrete, static
 
@@ -96,7 +108,8 @@ class SDEDPMSolverPP(LinearSampler):
     x <- (sigma'/sigma) e^(-eta h) x + alpha' (1 - e^(-(1 + eta) h)) D* + sigma' sqrt(1 - e^(-2 eta h)) z, D* = D for
     order 1 and D + (D - D_1) h/(2 h_1) for order 2, D_1 the last step's prediction and h_1 its length.
 
-    eta: strength of the noise; 1 is the reverse SDE, 0 DPM-Solver++ (Lu et al. 2022, DPM-Solver++, appendix A).
+    eta: strength of the noise; 1 is the reverse SDE, 0 DPM-Solver++ (Lu et al. 2022, DPM-Solver++, appendix A).  The
+        noise is proportional to its root, so the derivative in it is infinite at 0.
     """
 
     order: int = static(2)
@@ -113,11 +126,10 @@ class SDEDPMSolverPP(LinearSampler):
     def plan(self, sde, times):
         now, then, steps = steps_of(sde, times)
         h = gap(now, then)
-        # eta h would be 0 * inf where there is no noise left and none is drawn
-        extra = jnp.where(self.eta == 0, 0, self.eta * h)
+        extra = self.eta * finite(h)
         decay = then.sigma / now.sigma * jnp.exp(-extra)
         whole = -then.alpha * jnp.expm1(-h - extra)
-        noise = then.sigma * jnp.sqrt(-jnp.expm1(-2 * extra))
+        noise = then.sigma * jnp.sqrt(self.eta) * noise_over_root(self.eta, h)
         weights = [whole]
         if self.order == 2:
             slope = jnp.concatenate([jnp.zeros_like(h[:1]), 0.5 * h[1:] / h[:-1]])
@@ -152,13 +164,14 @@ class EDMStochastic(LinearSampler):
     def plan(self, sde, times):
         now, then, steps = steps_of(sde, times)
         gamma = jnp.minimum(self.s_churn / steps.size, 2**0.5 - 1)
-        churned = (steps > 0) & (now.rho >= self.s_min) & (now.rho <= self.s_max) & (gamma > 0)
         top = levels(sde, jnp.asarray(sde.t_max, times.dtype)[None])
-        rho = jnp.minimum((1 + jnp.where(churned, gamma, 0)) * now.rho, top.rho)
-        churned = churned & (rho > now.rho)
-        hat = levels(sde, jnp.where(churned, sde.inverse_log_snr(-2 * jnp.log(rho)), times[:-1]))
-        spread = jnp.where(churned, hat.rho**2 - now.rho**2, 0)
-        noise = self.s_noise * hat.alpha * jnp.sqrt(jnp.maximum(spread, 0))
+        room = (steps > 0) & (now.rho >= self.s_min) & (now.rho <= self.s_max) & (now.rho < top.rho)
+        gamma = jnp.where(room, jnp.minimum(gamma, top.rho / now.rho - 1), 1)
+        churned = room & (gamma > 0)
+        raised = sde.inverse_log_snr(-2 * jnp.log(jnp.where(churned, 1 + gamma, 1) * now.rho))
+        hat = levels(sde, jnp.where(churned, raised, times[:-1]))
+        # of what takes rho to (1 + gamma) rho; its derivative in gamma is infinite at 0, like a root's
+        noise = jnp.where(room, self.s_noise * hat.alpha * now.rho * jnp.sqrt(gamma * (2 + gamma)), 0)
         # The churn of a step is drawn at the end of the one before.
         after = jax.tree.map(lambda later, end: jnp.concatenate([later[1:], end[-1:]]), hat, then)
         return heun_rows(hat, then, steps, after, jnp.concatenate([noise[1:], jnp.zeros_like(noise[:1])]))

@@ -163,7 +163,7 @@ class Tenfold(ss.Sampler):
 class AddTime(Corrector):
     """Adds the time to x."""
 
-    def size(self, sigma, score, noise):
+    def root(self, sigma, score, noise):
         raise AssertionError
 
     def correct(self, sde, score, x, t, draw):
