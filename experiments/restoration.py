@@ -29,6 +29,7 @@ from common import RESULTS, Figures, arguments, config_of, load_weights, save_we
 from score_sde import sampling
 from score_sde.config import build
 from score_sde.evaluation import measured
+from score_sde.evaluation.provenance import Origin, Provenance
 from score_sde.evaluation.restoration import Restored, RestoreOptions, assess, restore, write_restored
 from score_sde.files import write_bytes
 from score_sde.sampling import grids
@@ -101,10 +102,10 @@ def draw(run, params, operator, method, name: str) -> None:
     images = run.experiment.load("test")[np.arange(6)]["x"]
     options = RestoreOptions(operator, method, NOISE, len(images), SAMPLES)
     restored = restore(run.experiment, params, how_to_sample(run), options, images, seed=0)
-    report = assess(run.experiment, options, restored)
     title = f"{measured.settings_of(operator)}, noise {NOISE:g}; {measured.settings_of(method)}"
     with tempfile.TemporaryDirectory() as folder:
-        png = write_restored(run.experiment, options, restored, report, Path(folder) / name, title)[-1]
+        made = Provenance("restored", title, Origin(name))
+        png = write_restored(run.experiment, options, restored, Path(folder) / name, made)[-1]
         write_bytes(RESULTS / f"{name}.png", png.read_bytes())
 
 

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,8 +16,12 @@ import pytest
 from PIL import Image
 
 from score_sde import modes
+from score_sde.config import datasets
 from score_sde.config.template import checksum
+from score_sde.data import ArraySource
+from score_sde.evaluation.artefacts import artefacts, without_settings
 from score_sde.evaluation.likelihood import LikelihoodReport
+from score_sde.evaluation.samples import Generated, NonFiniteSamples
 from score_sde.files import locked
 from score_sde.main import main
 
@@ -35,6 +40,7 @@ def get_config():
     c.training.final_eval = True
     return c
 """
+PROVENANCE = "kind what run config step average weights settings versions devices made".split()
 
 
 def command(*argv):
@@ -46,8 +52,12 @@ def command(*argv):
 
 
 def succeed(*argv):
+    """What a command prints that ends well, and leaves no array and no picture without what made it."""
     code, out, err = command(*argv)
     assert code == 0, err
+    for workdir in (str(a).partition("=")[2] for a in argv if str(a).startswith("--workdir=")):
+        assert not without_settings(Path(workdir))
+        assert all(set(PROVENANCE) <= said["provenance"].keys() for _, said in artefacts(Path(workdir)))
     return out, err
 
 
@@ -105,9 +115,16 @@ def samples_of(workdir, step=2):
         return arrays["samples"]
 
 
+def report_of(workdir, split="test"):
+    """(report, values per example) of the likelihood that was written last."""
+    found = (workdir / "eval").glob(f"likelihood_{split}_step*[0-9a-f].json")
+    path = max(found, key=lambda p: p.stat().st_mtime_ns)
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+        return json.loads(path.read_text()), dict(arrays)
+
+
 def values_of(workdir, split="test"):
-    with np.load(workdir / "eval" / f"likelihood_{split}.npz", allow_pickle=False) as found:
-        return dict(found)
+    return report_of(workdir, split)[1]
 
 
 def logged_steps(workdir):
@@ -158,7 +175,7 @@ def test_training_leaves_what_the_help_says(trained, config):
     assert "trained 2 steps" in (trained / "stdout").read_text()
     assert (trained / "checkpoints" / "2").is_dir()
     assert {p.name for p in (trained / "samples").iterdir()} == {
-        f"step_{step:08d}.{kind}" for step in (0, 2) for kind in ("npz", "png")
+        f"step_{step:08d}.{kind}" for step in (0, 2) for kind in ("json", "npz", "png")
     }
     saved = saved_config(trained)
     assert set(saved) == {"config", "overrides", "versions", "devices", "sha256"}
@@ -168,15 +185,17 @@ def test_training_leaves_what_the_help_says(trained, config):
 
 
 def test_training_ends_with_an_evaluation_where_asked(trained):
-    report = json.loads((trained / "eval" / "likelihood_test.json").read_text())
-    assert (report["step"], report["examples"], len(values_of(trained)["value"])) == (2, 10, 10)
+    report, values = report_of(trained)
+    assert (report["step"], report["examples"], len(values["value"])) == (2, 10, 10)
     assert f"test {report['value']:.3f} +- {report['standard_error']:.3f} nats/dim" in (trained / "stdout").read_text()
 
 
 def test_evaluation_needs_no_config_and_does_not_depend_on_the_batch(run, trained):
+    before = contents(run / "eval")
     out, err = succeed(f"--workdir={run}", "--mode=eval", "--config.eval.batch_size=4")
-    report = json.loads((run / "eval" / "likelihood_test.json").read_text())
-    values = values_of(run)
+    after = contents(run / "eval")
+    assert {p: after[p] for p in before} == before, "the report at the end of training stays"
+    report, values = report_of(run)
     assert len(values["value"]) == len(values["nfe"]) == report["examples"] == 10
     assert values["converged"].all()
     assert report["value"] == pytest.approx(values["value"].mean(), rel=1e-6)
@@ -184,9 +203,11 @@ def test_evaluation_needs_no_config_and_does_not_depend_on_the_batch(run, traine
     assert (report["unit"], report["split"], report["step"]) == ("nats/dim", "test", 2)
     assert f"test {report['value']:.3f} +- {report['standard_error']:.3f} nats/dim (10 examples" in out
     assert "10/10" in err
-    assert out.count("by noise level") == 1 and "likelihood_test_by_level.png\n" in out
-    assert is_picture(run / "eval" / "likelihood_test_by_level.png")
-    with np.load(run / "eval" / "likelihood_test_by_level.npz", allow_pickle=False) as found:
+    assert report["provenance"]["settings"]["examples"]["rows"] == values["index"].tolist() != list(range(10))
+    (by_level,) = (run / "eval").glob("*_by_level.npz")
+    assert out.count("by noise level") == 1 and f"{by_level.stem}.png\n" in out
+    assert is_picture(by_level.with_suffix(".png"))
+    with np.load(by_level, allow_pickle=False) as found:
         assert found["bound"].shape == found["bound_standard_error"].shape == (24,) and (found["bound"] > 0).all()
     assert values["value"].std() > 0.05, "the examples differ"
     in_batches_of_8 = values_of(trained)["value"]
@@ -236,11 +257,10 @@ def test_training_goes_on_with_more_steps(run, config):
 
 def test_a_finished_run_is_left_as_it_is_and_needs_no_config(run):
     before = contents(run)
-    out, _ = succeed(f"--workdir={run}", "--config.training.final_eval=false")
-    assert "trained 2 steps" in out
+    out, _ = succeed(f"--workdir={run}")  # which evaluates again: the same result is the same report
+    assert "trained 2 steps" in out and "test " in out
     after = contents(run)
     assert after.keys() == before.keys()
-    assert saved_config(run)["overrides"] == {"training.final_eval": False}
     for path in before.keys() - {run / ".lock", run / "config.json"}:
         assert after[path][1] == before[path][1]
 
@@ -286,19 +306,20 @@ def test_help_lists_the_samplers():
 
 
 def test_training_ends_with_pictures(trained):
-    assert {p.name for p in (trained / "plots").iterdir()} == {
-        "learning_curve.png", "loss_by_level.png", "loss_by_level.npz",
+    (by_level,) = (trained / "plots").glob("loss_by_level_test_step00000002_n256_*.png")
+    curve = trained / "plots" / "learning_curve.png"
+    assert set((trained / "plots").iterdir()) == {
+        curve, curve.with_suffix(".json"), by_level, by_level.with_suffix(".json"), by_level.with_suffix(".npz"),
     }  # fmt: skip
-    assert is_picture(trained / "plots" / "learning_curve.png") and is_picture(trained / "plots" / "loss_by_level.png")
-    assert str(trained / "plots" / "loss_by_level.png") in (trained / "stdout").read_text()
+    assert is_picture(curve) and is_picture(by_level) and str(by_level) in (trained / "stdout").read_text()
 
 
 def test_plot_draws_them_again_while_a_trainer_is_at_work_and_touches_nothing_else(run):
+    drawn = set((run / "plots").iterdir())
     shutil.rmtree(run / "plots")
     with locked(run):
         before = contents(run)
         out, _ = succeed(f"--workdir={run}", "--mode=plot")
-    drawn = {run / "plots" / name for name in ("learning_curve.png", "loss_by_level.png", "loss_by_level.npz")}
     after = contents(run)
     assert after.keys() - before.keys() == drawn and str(run / "plots" / "learning_curve.png") in out
     assert {p: after[p] for p in before} == before
@@ -308,7 +329,7 @@ def test_plot_without_a_checkpoint_draws_the_learning_curve_alone(run):
     shutil.rmtree(run / "plots")
     shutil.rmtree(run / "checkpoints")
     _, err = succeed(f"--workdir={run}", "--mode=plot")
-    assert [p.name for p in (run / "plots").iterdir()] == ["learning_curve.png"]
+    assert {p.name for p in (run / "plots").iterdir()} == {"learning_curve.png", "learning_curve.json"}
     assert "no checkpoint" in err
     (run / "metrics.jsonl").unlink()
     assert "nothing to draw: no metrics" in refused(run, f"--workdir={run}", "--mode=plot")
@@ -320,11 +341,12 @@ def test_without_matplotlib_training_and_evaluation_go_on_and_plot_says_what_to_
     shutil.rmtree(run / "plots")
     out, err = succeed(f"--workdir={run}", "--noconfig.training.final_eval")
     assert "elapsed" in out and err.count("pip install 'score_sde[plots]'") == 1
-    there = json.loads((run / "eval" / "likelihood_test.json").read_text())
-    report = LikelihoodReport(**{k: float("nan") if v is None else v for k, v in there.items()})
-    monkeypatch.setattr(modes.evaluation, "evaluate", lambda *_: report)
+    there, _ = report_of(run)
+    fields = {k: there[k] for k in LikelihoodReport.__dataclass_fields__}
+    report = LikelihoodReport(**{k: float("nan") if v is None else v for k, v in fields.items()})
+    monkeypatch.setattr(modes.evaluation, "evaluate", lambda *_: (report, [run / "eval" / "some.json"]))
     out, err = succeed(f"--workdir={run}", "--mode=eval")
-    assert "likelihood_test_by_level.npz\n" in out and err.count("pip install 'score_sde[plots]'") == 1
+    assert "some_by_level.npz\n" in out and err.count("pip install 'score_sde[plots]'") == 1
 
 
 def test_a_trajectory_is_a_strip_and_an_animation(run):
@@ -359,7 +381,7 @@ def test_digits_end_to_end(tmp_path):
 """
     config.write_text(CONFIG.replace("    return c\n", settings.lstrip("\n")))
     out, _ = succeed(f"--config={config}", f"--workdir={workdir}")
-    report = json.loads((workdir / "eval" / "likelihood_test.json").read_text())
+    report, _ = report_of(workdir)
     assert report["unit"] == "bits/dim" and report["examples"] == 6 and f"{report['value']:.3f}" in out
     with np.load(workdir / "samples" / "step_00000002.npz", allow_pickle=False) as found:
         assert found["samples"].shape == (5, 8, 8, 1) and found["samples"].dtype == np.uint8
@@ -371,7 +393,7 @@ def test_digits_end_to_end(tmp_path):
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "an unknown mode": (["--mode=trian"], "<train|eval|sample|restore|plot>"),
+    "an unknown mode": (["--mode=trian"], "<train|eval|sample|restore|plot|list>"),
     "an unknown flag": (["--modee=train"], "Unknown command line flag 'modee'"),
     "a misspelt override": (["--config.training.stepz=3"], "'training.stepz'. Did you mean 'training.steps'?"),
     "an override without its section": (["--config.steps=3"], "'steps'. Did you mean"),
@@ -555,6 +577,43 @@ def test_results_that_cannot_be_written_are_told_before_the_work(mode, run, monk
     assert folder.read_text() == "a file in its place"
 
 
+def test_finite_samples_are_written_where_some_are_not(run, monkeypatch):
+    x, good = np.zeros((4, 2), np.float32), np.array([True, True, False, True])
+
+    def fail(*_, **__):
+        raise NonFiniteSamples("1 of 4 samples are not finite (2).", Generated(x, np.full(4, 9), None, good))
+
+    monkeypatch.setattr(modes.sampling, "generate", fail)
+    code, out, err = command(f"--workdir={run}", "--mode=sample")
+    assert code == 1 and "error: 1 of 4 samples are not finite (2). What there is has been written" in err
+    with np.load(run / "samples" / "sample_00000002.npz") as found:
+        np.testing.assert_array_equal(found["finite"], good)
+    assert f"{run / 'samples' / 'sample_00000002.json'}" in out
+
+
+def test_a_run_lists_what_it_has_left(run):
+    out, err = succeed(f"--workdir={run}", "--mode=list")
+    assert err == "" and [line.split()[:3] for line in out.splitlines()] == [
+        ["step", "0", "snapshot"], ["step", "2", "likelihood"], ["step", "2", "learning"], ["step", "2", "loss"],
+        ["step", "2", "snapshot"],
+    ]  # fmt: skip
+    assert "samples/step_00000002.json .npz .png" in out and "steps=8 grid=uniform" in out
+
+
+@pytest.mark.parametrize("mode", ["eval", "restore", "plot"])
+def test_an_empty_split_is_told(mode, config, run, monkeypatch):
+    class Empty(ArraySource):
+        def __len__(self):
+            return 0
+
+    draw = datasets.DATASETS["swiss_roll"]
+    empty = (lambda split, directory: Empty(np.zeros((1, 2), np.float32)), *draw[1:])
+    monkeypatch.setitem(datasets.DATASETS, "swiss_roll", empty)
+    flags = ["--config.restore.operator=project", "--config.restore.measurements=1"] if mode == "restore" else []
+    code, _, err = command(f"--workdir={run}", f"--mode={mode}", *flags)
+    assert code == 1 and err.startswith("error: the test split has no examples") and err.count("\n") == 1
+
+
 def test_a_defect_keeps_its_traceback(run, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("a defect")
@@ -646,10 +705,11 @@ def test_a_classifier_is_trained_and_evaluated_by_noise_level_and_does_not_sampl
     assert "model.num_classes must be that of the data, 2, got 3" in line
     out, _ = succeed(f"--config={config}", f"--workdir={workdir}", *moons, "--config.eval.num_examples=200")
     assert "test accuracy" in out
-    with np.load(workdir / "eval" / "accuracy_test.npz") as found:
+    (accuracy,) = (workdir / "eval").glob("accuracy_test_step00000060_n200_*.npz")
+    with np.load(accuracy) as found:
         clean, noise = found["accuracy"][-1], found["accuracy"][0]
     assert clean > 0.7 and abs(noise - 0.5) < 0.15  # two classes, of which pure noise tells nothing
-    assert (workdir / "eval" / "accuracy_test.png").is_file() and not (workdir / "samples").exists()
+    assert accuracy.with_suffix(".png").is_file() and not (workdir / "samples").exists()
     out, _ = succeed(f"--workdir={workdir}", "--mode=eval", "--config.eval.num_examples=100")
     assert "(100 examples)" in out
     line = refused(tmp_path, f"--workdir={workdir}", "--mode=sample")
@@ -694,8 +754,9 @@ def test_samples_guided_to_a_class(config, tmp_path):
 def test_points_are_restored_from_a_projection(run):
     points = [f"--workdir={run}", "--mode=restore", "--config.restore.operator=project"]
     points += ["--config.restore.measurements=1", "--config.restore.samples=3", "--config.sampling.steps=5"]
-    out, _ = succeed(*points, "--config.restore.examples=2", "--config.restore.method=moment_matching")
+    out, err = succeed(*points, "--config.restore.examples=2", "--config.restore.method=moment_matching")
     assert "2 x 3 samples" in out and "6 NFE of up to 7 networks each" in out and "spread / error" in out
+    assert err.startswith("predicted data are kept in -")
     stem = run / "restored" / "project_moment_matching_00000002"
     with np.load(stem.with_suffix(".npz")) as found:
         assert found["samples"].shape == (2, 3, 2) and found["measurements"].shape == (2, 1)

@@ -12,6 +12,7 @@ from score_sde.data.idx import fashion_mnist, mnist
 from score_sde.data.images import image_shape, images, read_image
 from score_sde.data.numpy_files import array_shape, arrays
 from score_sde.data.pipeline import batch_indices, batches, in_order
+from score_sde.data.shuffle import drawn_rows
 from score_sde.data.sources import ArraySource, DataError, Source, Subset, split_rows
 from score_sde.data.statistics import describe
 from score_sde.data.toys import checkerboard, eight_gaussians, swiss_roll, two_moons
@@ -29,6 +30,7 @@ __all__ = [
     "cifar10",
     "describe",
     "digits",
+    "drawn_rows",
     "eight_gaussians",
     "fashion_mnist",
     "image_shape",

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from score_sde.arrays import mean_event
-from score_sde.data import in_order
+from score_sde.evaluation.examples import examples_of
 from score_sde.likelihood import bound_by_noise_level
 from score_sde.objectives import denoising_score_matching
 from score_sde.objectives.times import TimeSampler
@@ -30,13 +30,14 @@ _DATA, _LEVELS = 0, 3  # folded into an example's key; `evaluation.likelihood` d
 class ByLevel:
     """Means over `examples` in each bin, and their standard errors.  The bins have equal widths in log-SNR.
 
-    log_snr: (bins,), the middles.  values, errors: name -> (bins,).
+    log_snr: (bins,), the middles.  values, errors: name -> (bins,).  settings: which examples, bins and seed.
     """
 
     log_snr: np.ndarray
     values: dict[str, np.ndarray]
     errors: dict[str, np.ndarray]
     examples: int
+    settings: dict[str, Any]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it under one name each, for a file."""
@@ -56,7 +57,7 @@ class _At(TimeSampler):
 def loss_by_level(
     experiment: Experiment, params: Any, *, split: str, batch_size: int, seed: int, examples: int = 256, bins: int = 24
 ) -> ByLevel:
-    """The denoising loss of each noise level, on the first `examples` of a split.
+    """The denoising loss of each noise level, on `examples` of a split (`evaluation.examples`).
 
     values: `loss`, with the training's weighting; `noise` and `data`, the relative errors
     sqrt(E|eps_hat - eps|^2 / E|eps|^2) and sqrt(E|x_hat - x_0|^2 / E|x_0|^2) of the predicted noise and data, of which
@@ -84,13 +85,13 @@ def loss_by_level(
 
         return jax.lax.map(at, (keys, starts)) | {"size": jnp.broadcast_to(mean_event(jnp.square(x)), (bins,))}
 
-    found = _per_example(experiment, params, one, split, examples, batch_size, seed)
+    found, settings = _per_example(experiment, params, one, split, examples, batch_size, seed)
     found["data"] /= found.pop("size").mean()
     values, errors = {k: v.mean(axis=0) for k, v in found.items()}, {k: _standard_error(v) for k, v in found.items()}
     for name in ("noise", "data"):
         values[name] = np.sqrt(values[name])
         errors[name] /= 2 * np.maximum(values[name], 1e-30)  # of a root, to first order
-    return ByLevel(starts + 0.5 * width, values, errors, len(found["loss"]))
+    return ByLevel(starts + 0.5 * width, values, errors, len(found["loss"]), settings | {"bins": bins})
 
 
 def bound_by_level(
@@ -108,14 +109,16 @@ def bound_by_level(
         x = example["x"]
         return {"bound": bound_by_noise_level(key, experiment.sde, experiment.score(params), x, bins=bins)[1] / unit}
 
-    bound = _per_example(experiment, params, one, split, examples, batch_size, seed)["bound"]
-    return ByLevel(starts + 0.5 * width, {"bound": bound.mean(axis=0)}, {"bound": _standard_error(bound)}, len(bound))
+    found, settings = _per_example(experiment, params, one, split, examples, batch_size, seed)
+    values, errors = {"bound": found["bound"].mean(axis=0)}, {"bound": _standard_error(found["bound"])}
+    return ByLevel(starts + 0.5 * width, values, errors, len(found["bound"]), settings | {"bins": bins})
 
 
 def accuracy_by_level(
-    experiment: Classification, params: Any, *, split: str, batch_size: int, seed: int, examples: int, bins: int = 24
-) -> ByLevel:
-    """How well the classes are told at each noise level, on the first `examples` of a split.
+    experiment: Classification, params: Any, *, split: str, batch_size: int, seed: int, examples: int | None = None,
+    bins: int = 24,
+) -> ByLevel:  # fmt: skip
+    """How well the classes are told at each noise level, on `examples` of a split, or all.
 
     values: `accuracy`, the share of examples whose likeliest class is their own; `loss`, the cross-entropy in nats.
     """
@@ -136,9 +139,9 @@ def accuracy_by_level(
 
         return jax.lax.map(at, (keys, starts))
 
-    found = _per_example(experiment, params, one, split, examples, batch_size, seed)
+    found, settings = _per_example(experiment, params, one, split, examples, batch_size, seed)
     values, errors = {k: v.mean(axis=0) for k, v in found.items()}, {k: _standard_error(v) for k, v in found.items()}
-    return ByLevel(starts + 0.5 * width, values, errors, len(found["loss"]))
+    return ByLevel(starts + 0.5 * width, values, errors, len(found["loss"]), settings | {"bins": bins})
 
 
 def _standard_error(values: np.ndarray) -> np.ndarray:
@@ -157,10 +160,10 @@ def _bins(experiment: Task, bins: int) -> tuple[np.ndarray, float]:
 
 def _per_example(
     experiment: Task, params: Any, one: Callable[[Any, Array, dict], dict[str, Array]],
-    split: str, examples: int, batch_size: int, seed: int,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """`one(params, key, example)` of each of the first `examples` of a split, stacked; example: {"x": (1, *shape), ...}
-    as the network sees it."""
+    split: str, examples: int | None, batch_size: int, seed: int,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # fmt: skip
+    """`one(params, key, example)` of each of some examples, stacked, and which they are; example: {"x": (1, *shape),
+    ...} as the network sees it."""
 
     def batch(params, keys, examples):
         def of(key, example):
@@ -170,14 +173,11 @@ def _per_example(
 
         return jax.vmap(of)(keys, examples)
 
-    run, source = per_device(data_mesh(), batch), experiment.load(split)
+    run, chosen = per_device(data_mesh(), batch), examples_of(experiment, split, examples)
     keys_of = jax.jit(jax.vmap(partial(jax.random.fold_in, jax.random.key(seed))))
     devices = jax.device_count()
-    size, parts = min(batch_size, -(-examples // devices) * devices), []
-    for batch_of, indices, valid in in_order(source, size):
-        valid = valid & (indices < examples)
-        if not valid.any():
-            break
-        found = run(params, keys_of(jnp.asarray(indices)), batch_of)
+    size, parts = min(batch_size, -(-len(chosen) // devices) * devices), []
+    for batch_of, rows, valid in chosen.batches(size):
+        found = run(params, keys_of(jnp.asarray(rows)), batch_of)
         parts.append({k: np.asarray(v, np.float64)[valid] for k, v in found.items()})
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, chosen.settings() | {"seed": seed}

@@ -1,6 +1,5 @@
 """Test log-likelihood of a trained model: by the probability flow and by a variational bound, with all their errors."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,8 +13,11 @@ import numpy as np
 
 from score_sde import discrete
 from score_sde.arrays import fold_in
-from score_sde.data import in_order
-from score_sde.files import write_arrays, write_bytes, write_json
+from score_sde.data.identity import fingerprint
+from score_sde.evaluation.artefacts import write_artefact
+from score_sde.evaluation.examples import Examples, examples_of
+from score_sde.evaluation.partial import Partial
+from score_sde.evaluation.provenance import Origin, Provenance, described, weights_digest
 from score_sde.flow import first_step
 from score_sde.likelihood import (
     Divergence,
@@ -130,27 +132,27 @@ def evaluate_likelihood(
     """The report, and the per-example arrays it is made of, in the order of the split, passes along the second axis.
 
     Example i has the dequantisation noise and the probes of fold_in(key(seed), i), whatever the batch size.  With
-    `partial_file` what is done is kept there, and taken up again when the same evaluation is asked for.
+    `partial_file` what is done is kept there, and taken up when the same evaluation is asked for; delete it when the
+    report is written.
 
     Raises:
+        DataError: the split is empty.
         EvaluationError: an exact divergence that would take hours.
     """
     run = per_device(data_mesh(), partial(_batch, experiment, options))
     key = jax.random.key(seed)
     keys_of = jax.jit(jax.vmap(lambda i: jax.random.fold_in(key, i)))
-    source = experiment.load(options.split)
-    total = min(len(source), options.num_examples or len(source))
+    chosen = examples_of(experiment, options.split, options.num_examples)
+    total = len(chosen)
     unit = "nats/dim" if experiment.levels is None else "bits/dim"
-    stamp = _stamp(options, seed, step, total, unit)
-    parts = _resume(partial_file, stamp)
+    origin = Origin("", step=step, weights=weights_digest(params))
+    unfinished = Partial(partial_file, provenance_of(experiment, options, origin, seed=seed).decisive())
+    parts = unfinished.resume()
     kept = sum(len(p["value"]) for p in parts)
     progress = Progress(f"{options.split} likelihood", total * options.passes, kept)
     done, timed, began, first_batch = kept, 0, time.monotonic(), None
     for number in range(options.passes):
-        for batch, indices, valid in in_order(source, options.batch_size):
-            valid = valid & (indices < total)
-            if not valid.any():
-                break
+        for batch, indices, valid in chosen.batches(options.batch_size):
             if kept > 0:
                 kept -= int(valid.sum())
                 continue
@@ -164,7 +166,7 @@ def evaluate_likelihood(
             else:
                 timed += int(valid.sum())
             done += int(valid.sum())
-            _keep(partial_file, stamp, parts)
+            unfinished.keep(parts)
             values = np.concatenate([p["value"] for p in parts])
             progress.update(done, f"{np.nanmean(values) if np.isfinite(values).any() else np.nan:.3f} {unit}")
     progress.close()
@@ -173,10 +175,8 @@ def evaluate_likelihood(
     if options.passes == 1:
         arrays = {k: v[:, 0] for k, v in arrays.items()}
     del arrays["number"]
-    round_trip = _round_trip(experiment, params, options, source, keys_of)
+    round_trip = _round_trip(experiment, params, options, chosen, keys_of)
     report = _report(arrays, options, int(np.prod(experiment.shape)), unit, step, (timed or done) / seconds, round_trip)
-    if partial_file is not None:
-        partial_file.unlink(missing_ok=True)
     return report, arrays
 
 
@@ -210,9 +210,9 @@ def _batch(experiment: Experiment, options: EvalOptions, params: Any, keys: jax.
     return found
 
 
-def _round_trip(experiment, params, options, source, keys_of) -> float:
-    """Root mean square of x - decode(encode(x)) over the first examples of the split."""
-    count = min(options.round_trip, len(source))
+def _round_trip(experiment, params, options, chosen: Examples, keys_of) -> float:
+    """Root mean square of x - decode(encode(x)) over some of the examples."""
+    count = min(options.round_trip, len(chosen))
     if count == 0:
         return float("nan")
     sde = experiment.sde
@@ -224,7 +224,7 @@ def _round_trip(experiment, params, options, source, keys_of) -> float:
         latent = solve(x_init=x, t_start=sde.t_min, t_end=sde.t_max).x
         return jnp.sqrt(jnp.mean(jnp.square(solve(x_init=latent, t_start=sde.t_max, t_end=sde.t_min).x - x)))
 
-    batch, indices, _ = next(iter(in_order(source, count)))
+    batch, indices, _ = next(examples_of(experiment, options.split, count).batches(count))
     return float(trip(params, keys_of(jnp.asarray(indices)), jnp.asarray(batch["x"])))
 
 
@@ -291,32 +291,26 @@ def spreads(values: np.ndarray) -> tuple[float, float, float, float]:
     return tuple(float(v) for v in (means.mean(), np.sqrt(variance / n), np.sqrt(between), np.sqrt(within)))
 
 
-def _stamp(options: EvalOptions, seed: int, step: int, total: int, unit: str) -> str:
-    """What tells one evaluation from another."""
-    solver = options.solver and type(options.solver()).__name__
-    return json.dumps([repr(replace(options, solver=None)), solver, seed, step, total, unit])
+def provenance_of(experiment: Experiment, options: EvalOptions, origin: Origin, *, seed: int) -> Provenance:
+    """What makes an evaluation: its settings and examples, with the weights of `origin`.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    chosen = examples_of(experiment, options.split, options.num_examples)
+    how = {k: v for k, v in described(options).items() if k not in ("name", "split", "num_examples")}
+    settings = {"examples": chosen.settings(), **how, "seed": seed, "sde": experiment.sde}
+    settings |= {"levels": experiment.levels, "data_range": experiment.data_range}
+    what = f"likelihood of {len(chosen)} of {chosen.of} {options.split} examples"
+    return Provenance("likelihood", what, origin, described(settings), fingerprint(chosen.source))
 
 
-def _resume(path: Path | None, stamp: str) -> list[dict[str, np.ndarray]]:
-    """What an unfinished evaluation of the same kind has left: one part, or none."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-            part = {k: found[k] for k in found.files}
-    except Exception:  # none, or damaged, for which zip files raise a dozen types: begin anew
-        return []
-    return [part] if str(part.pop("stamp", "")) == stamp else []
-
-
-def _keep(path: Path | None, stamp: str, parts: list[dict[str, np.ndarray]]) -> None:
-    if path is not None:
-        arrays = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        write_arrays(path, stamp=np.array(stamp), **arrays)
-
-
-def write_likelihood(report: LikelihoodReport, arrays: dict[str, np.ndarray], stem: Path) -> list[Path]:
+def write_likelihood(
+    report: LikelihoodReport, arrays: dict[str, np.ndarray], stem: Path, made: Provenance
+) -> list[Path]:
     """Write stem.json (the report), stem.npz (per example) and stem.png (their histogram)."""
-    written = [stem.with_suffix(suffix) for suffix in (".json", ".npz", ".png")]
-    write_json(written[0], vars(report))
-    write_arrays(written[1], **arrays)
-    write_bytes(written[2], histogram(arrays["value"][np.isfinite(arrays["value"])].ravel(), report.unit))
-    return written
+    values = arrays["value"][np.isfinite(arrays["value"])].ravel()
+    return write_artefact(
+        stem, replace(made, what=report.line()), figures=vars(report), arrays=arrays, timings=("images_per_second",),
+        pictures={".png": partial(histogram, values, report.unit)},
+    )  # fmt: skip

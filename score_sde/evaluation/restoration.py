@@ -1,7 +1,7 @@
 """Restoring images from measurements: posterior samples of a trained model, how good they are, and their picture."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.arrays import fold_in, normal, sample_keys
-from score_sde.data import DataError, read_image
-from score_sde.evaluation.samples import SamplingOptions, Watched, within_batch
-from score_sde.files import write_arrays, write_bytes, write_json
+from score_sde.data import DataError, Source, describe, read_image
+from score_sde.evaluation.artefacts import write_artefact
+from score_sde.evaluation.provenance import Provenance
+from score_sde.evaluation.samples import NonFiniteSamples, SamplingOptions, Watched, bad_ones, within_batch
 from score_sde.guidance.linear import conjugate_gradients
 from score_sde.guidance.operators import Operator
 from score_sde.plots import restorations, suits
@@ -31,7 +32,7 @@ class RestoreOptions:
 
     operator, method: of `evaluation.measured`.
     noise: standard deviation of the measurement's noise, in units of the scaled data (`data.range`).
-    examples: how many, the first of the test split; samples: of the posterior of each.
+    examples: how many of the test split; samples: of the posterior of each.
     input: a file to restore instead of test examples; measured: whether it holds the measurement itself.
     """
 
@@ -52,6 +53,11 @@ class Restored(NamedTuple):
     measurements: np.ndarray
     samples: np.ndarray
     nfe: float
+
+    @property
+    def finite(self) -> np.ndarray:
+        """(N, S), False for a sample that is of no use, since it has nan or infinity."""
+        return np.isfinite(self.samples).reshape(*self.samples.shape[:2], -1).all(axis=2)
 
 
 def measured_shape(experiment: Experiment, options: RestoreOptions) -> tuple[int, ...]:
@@ -116,7 +122,7 @@ def restore(
         guide: as in `generate`; the score of the prior is that of `how.guidance`.
 
     Raises:
-        FloatingPointError: a sample is not finite.
+        NonFiniteSamples: a sample is not finite.  The others are in its `found`; a batch without any ends the work.
     """
     operator, n = options.operator(experiment.shape), len(x)
     seeds = jax.random.split(jax.random.key(seed), 2)
@@ -134,20 +140,42 @@ def restore(
         if bar and how.steps:
             watched.watch = within_batch(bar, first, how, total)
         samples, nfe = run((params, weights), keys[take], y[rows[take]])
-        if not bool(jnp.all(jnp.isfinite(samples))):
-            raise FloatingPointError(
-                f"restored samples {first} to {first + size - 1} are not all finite. Take more sampling.steps, a "
-                "larger restore.noise, or another restore.method."
-            )
         watched.watch = None
         found.append(np.asarray(samples))
         nfes.append(np.asarray(nfe))
         if bar:
             bar.update(min(first + size, total))
+        if not np.isfinite(found[-1]).reshape(size, -1).all(axis=1).any():
+            found.append(np.full((total, *experiment.shape), np.nan, found[0].dtype))  # those not tried
+            break
     if bar:
         bar.close()
     samples = np.concatenate(found)[:total].reshape(n, options.samples, *experiment.shape)
-    return Restored(truth, np.asarray(y), samples, float(np.mean(np.concatenate(nfes)[:total])))
+    restored = Restored(truth, np.asarray(y), samples, float(np.mean(np.concatenate(nfes)[:total])))
+    if not restored.finite.all():
+        advice = "Take more sampling.steps, a larger restore.noise, another restore.method or sampling.sampler."
+        raise NonFiniteSamples(f"{bad_ones(restored.finite.ravel())}. {advice}", restored)
+    return restored
+
+
+def keep_in_range(
+    experiment: Experiment, how: SamplingOptions, observed: tuple[float, float] | None = None
+) -> SamplingOptions:
+    """`how` with the predicted data clipped, unless it transforms the score already: to the range of grey levels, or of
+    real numbers to the range `observed`, if one is given.
+
+    In much noise a network's predicted data lie far out of range, and its derivative with them: clipped, it is 0.
+    """
+    bounds = observed if experiment.levels is None else experiment.data_range
+    if how.transform is not None or bounds is None:
+        return how
+    return replace(how, transform=partial(Clipped, low=bounds[0], high=bounds[1]))
+
+
+def observed_range(source: Source, margin: float = 0.25) -> tuple[float, float]:
+    """Lowest and highest number of up to 1,000 examples, with a margin on both sides, a share of the width."""
+    found = describe(source)
+    return found.low - margin * (found.high - found.low), found.high + margin * (found.high - found.low)
 
 
 def measure(experiment: Experiment, options: RestoreOptions, operator: Operator, x: np.ndarray, keys: Any) -> tuple:
@@ -170,19 +198,14 @@ def _scaled(experiment: Experiment, x: np.ndarray) -> jax.Array:
 @lru_cache(maxsize=1)
 def _compiled(experiment, how, options, task) -> tuple[Callable, Watched]:
     """`f(params, keys (B,), y (B, *m)) -> (x, nfe)` on all devices, and what it reports its steps to."""
-    watched, operator = Watched(), options.operator(experiment.shape)
-    transform = how.transform
-    if transform is None and experiment.levels is not None:
-        # In much noise a network's predicted data lie far out of range, and its derivative with them: clipped, it is 0.
-        low, high = experiment.data_range
-        transform = partial(Clipped, low=low, high=high)
+    watched, operator, how = Watched(), options.operator(experiment.shape), keep_in_range(experiment, how)
     report = {} if how.steps is None else {"progress": watched}
 
     def run(params, keys, y):
         own, others = params
         score = how.guidance.score(experiment, own, (task, others))
-        if transform is not None:
-            score = transform(score, experiment.sde)
+        if how.transform is not None:
+            score = how.transform(score, experiment.sde)
         shape = (keys.shape[0], *experiment.shape)
         return options.method.solve(how, keys, experiment.sde, score, operator, y, options.noise, shape, **report)
 
@@ -237,32 +260,39 @@ def displayed(operator: Operator, y: np.ndarray) -> np.ndarray:
 
 
 def write_restored(
-    experiment: Experiment, options: RestoreOptions, restored: Restored, report: RestoreReport, stem: Path, title: str
+    experiment: Experiment, options: RestoreOptions, restored: Restored, stem: Path, made: Provenance
 ) -> list[Path]:
-    """Write stem.npz (samples, measurements and truth), stem.json (figures) and, of images, stem.png."""
+    """Write stem.json (figures), stem.npz (samples, measurements and truth) and, of images, stem.png.
+
+    Where some samples are not finite there are no figures and no picture, and an array `finite` besides.
+    """
 
     def stored(x: np.ndarray) -> np.ndarray:
         return experiment.unscale(jnp.asarray(x))
 
-    written = [stem.with_suffix(".npz"), stem.with_suffix(".json")]
-    arrays = {"samples": stored(restored.samples), "measurements": restored.measurements}
-    if restored.truth is not None:
-        arrays["truth"] = stored(restored.truth)
-    write_arrays(written[0], **arrays)
-    write_json(written[1], {**vars(report), "nfe": restored.nfe, "what": title})
-    if suits(experiment.shape, experiment.levels) and experiment.levels is not None:
+    def draw() -> bytes:
         examples, samples = SHOWN
         operator, first = options.operator(experiment.shape), restored.samples[:examples]
         y, truth = restored.measurements[:examples], restored.truth
-        png = restorations(
+        return restorations(
             stored(displayed(operator, y)),
             stored(first[:, :samples]),
             stored(first.mean(1)),
             first.std(1, ddof=1) if first.shape[1] > 1 else np.zeros_like(first[:, 0]),
             None if truth is None else stored(truth[:examples]),
             experiment.levels,
-            title,
+            made.what,
         )
-        written.append(stem.with_suffix(".png"))
-        write_bytes(written[-1], png)
-    return written
+
+    good, figures, pictures = restored.finite.all(), {"nfe": restored.nfe}, {}
+    samples = np.where(np.isfinite(restored.samples) | (experiment.levels is None), restored.samples, 0)
+    arrays = {"samples": stored(samples), "measurements": restored.measurements}
+    if restored.truth is not None:
+        arrays["truth"] = stored(restored.truth)
+    if good:
+        figures |= vars(assess(experiment, options, restored))
+        if suits(experiment.shape, experiment.levels) and experiment.levels is not None:
+            pictures[".png"] = draw
+    else:
+        arrays["finite"] = restored.finite
+    return write_artefact(stem, made, figures=figures, arrays=arrays, pictures=pictures)

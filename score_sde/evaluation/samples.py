@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.evaluation.artefacts import write_artefact
 from score_sde.evaluation.guided import GuidanceOptions
-from score_sde.files import write_arrays, write_bytes
-from score_sde.plots import animation, picture, strip
+from score_sde.evaluation.provenance import Provenance, described
+from score_sde.plots import animation, picture, strip, suits
 from score_sde.sampling import Sampler, Samples
 from score_sde.sdes import AffineSDE, Score
 from score_sde.training.experiment import Experiment
@@ -43,14 +44,30 @@ class SamplingOptions:
     guidance: GuidanceOptions = GuidanceOptions()
     sampler: Sampler | None = None
 
+    def settings(self, experiment: Experiment, *, seed: int) -> dict[str, Any]:
+        """All that decides on samples but the weights, as JSON."""
+        how = {k: v for k, v in described(self).items() if k not in ("name", "steps", "solve", "sampler")}
+        how["guidance"] = None if self.guidance == GuidanceOptions() else how["guidance"]
+        return {**described(self.solve), **how, "seed": seed, "sde": described(experiment.sde)}
+
 
 class Generated(NamedTuple):
     """x: samples (N, *shape) as the data are stored, grey levels or float32.  nfe: (N,), evaluations of the score.
-    states: (moments, n, *shape), the first samples on their way, in the model's own units; None unless asked for."""
+    states: (moments, n, *shape), the first samples on their way, in the model's own units; None unless asked for.
+    finite: (N,), False for a sample that is of no use, since it has nan or infinity."""
 
     x: np.ndarray
     nfe: np.ndarray
     states: np.ndarray | None
+    finite: np.ndarray
+
+
+class NonFiniteSamples(FloatingPointError):
+    """Some samples are not finite; `found` has what there is, which may have taken hours."""
+
+    def __init__(self, message: str, found: Any):
+        super().__init__(message)
+        self.found = found
 
 
 class Watched:
@@ -97,14 +114,14 @@ def generate(
     `guide` is what the guidance needs besides: (task, parameters) of a classifier or of a weaker state.
 
     Raises:
-        FloatingPointError: a sample is not finite.
+        NonFiniteSamples: a sample is not finite.  The others are in its `found`; a batch without any ends the work.
     """
     task, weights = guide or (None, None)
     run, watched = _compiled(experiment, options, task)
     key = jax.random.key(seed)
     keys_of = jax.jit(jax.vmap(lambda i: jax.random.fold_in(key, i)))
     bar = Progress("sample", options.num_samples) if progress else None
-    xs, nfes, states = [], [], []
+    xs, nfes, states, finite = [], [], [], []
     followed = min(options.num_samples, _shown(experiment.levels)) if options.trajectory else 0
     for first in range(0, options.num_samples, options.batch_size):
         if bar and options.steps:
@@ -112,22 +129,31 @@ def generate(
         x, nfe, moments = run(
             (params, weights), keys_of(jnp.arange(first, first + options.batch_size))
         )  # the surplus of the last is cut
-        if not bool(jnp.all(jnp.isfinite(x))):
-            raise FloatingPointError(
-                f"samples {first} to {first + options.batch_size - 1} are not all finite. Take more sampling.steps, "
-                "another sampling.sampler, or train longer."
-            )
         watched.watch = None
-        xs.append(experiment.unscale(x))
+        finite.append(np.asarray(jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))))
+        xs.append(experiment.unscale(x if experiment.levels is None else jnp.nan_to_num(x)))
         nfes.append(np.asarray(nfe))
         if first < followed:
             states.append(np.asarray(moments[: followed - first]).swapaxes(0, 1))
         if bar:
             bar.update(min(first + options.batch_size, options.num_samples))
+        if not finite[-1].any():
+            break
     if bar:
         bar.close()
-    x, nfe = (np.concatenate(parts)[: options.num_samples] for parts in (xs, nfes))
-    return Generated(x, nfe, np.concatenate(states, axis=1) if states else None)
+    x, nfe, good = (np.concatenate(parts)[: options.num_samples] for parts in (xs, nfes, finite))
+    found = Generated(x, nfe, np.concatenate(states, axis=1) if states else None, good)
+    if not good.all():
+        advice = "Take more sampling.steps, another sampling.sampler, sampling.clip=static, or train longer."
+        raise NonFiniteSamples(f"{bad_ones(good)}. {advice}", found)
+    return found
+
+
+def bad_ones(finite: np.ndarray) -> str:
+    """'3 of 500 samples are not finite (17, 18, 400)'."""
+    bad = np.flatnonzero(~finite)
+    some = ", ".join(map(str, bad[:8])) + (" ..." if len(bad) > 8 else "")
+    return f"{len(bad)} of {len(finite)} samples are not finite ({some})"
 
 
 def within_batch(
@@ -152,15 +178,20 @@ def _shown(levels: int | None) -> int:
     return 100 if levels is not None else 50_000
 
 
-def write_samples(samples: np.ndarray, levels: int | None, stem: Path) -> list[Path]:
-    """Write stem.npz (array `samples`) and, where a picture suits the data, stem.png of the first of them."""
-    written = [stem.with_suffix(".npz")]
-    write_arrays(written[0], samples=samples)
-    png = picture(samples[: _shown(levels)], levels)
-    if png is not None:
-        written.append(stem.with_suffix(".png"))
-        write_bytes(written[1], png)
-    return written
+def write_samples(
+    experiment: Experiment, found: Generated, stem: Path, made: Provenance, *, replace: bool = False
+) -> list[Path]:
+    """Write stem.json, stem.npz (array `samples`; where some are not finite, also `finite`) and, where they suit the
+    data, stem.png of the first finite ones, stem_strip.png and stem.gif of their way from noise."""
+    levels, good, pictures = experiment.levels, found.finite, {}
+    arrays = {"samples": found.x} | ({} if good.all() else {"finite": good})
+    figures = {"samples": len(good), "not_finite": np.flatnonzero(~good).tolist(), "nfe": float(found.nfe.mean())}
+    if suits(found.x.shape[1:], levels) and good.any():
+        pictures[".png"] = lambda: picture(found.x[good][: _shown(levels)], levels)
+        if found.states is not None and good.all():
+            shown = np.stack([experiment.unscale(jnp.asarray(moment)) for moment in scaled_for_display(found.states)])
+            pictures |= {"_strip.png": lambda: strip(shown, levels), ".gif": lambda: animation(shown, levels)}
+    return write_artefact(stem, made, figures=figures, arrays=arrays, pictures=pictures, replace=replace)
 
 
 def scaled_for_display(states: np.ndarray) -> np.ndarray:
@@ -173,12 +204,3 @@ def scaled_for_display(states: np.ndarray) -> np.ndarray:
     mean, spread = states.mean(axis=axes, keepdims=True), states.std(axis=axes, keepdims=True)
     shown = mean[-1] + (states - mean) * (spread[-1] / np.maximum(spread, 1e-12))
     return np.concatenate([shown[:-1], states[-1:]])
-
-
-def write_trajectory(experiment: Experiment, states: np.ndarray, stem: Path) -> list[Path]:
-    """Write stem_strip.png and stem.gif of `generate`'s states, scaled for display: from noise to the samples."""
-    shown = np.stack([experiment.unscale(jnp.asarray(moment)) for moment in scaled_for_display(states)])
-    written = [stem.with_name(f"{stem.name}_strip.png"), stem.with_suffix(".gif")]
-    for path, draw in zip(written, (strip, animation), strict=True):
-        write_bytes(path, draw(shown, experiment.levels))
-    return written

@@ -1,6 +1,7 @@
-"""The modes of the command line: train, plot, eval, sample, restore; `opening` is what all of them begin with."""
+"""The modes of the command line: train, plot, eval, sample, restore, list; `opening` is what all of them begin with."""
 
 from .evaluation import eval_mode as eval_mode
+from .listing import list_mode as list_mode
 from .opening import prepare as prepare
 from .opening import save_config as save_config
 from .opening import settle as settle

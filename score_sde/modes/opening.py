@@ -1,9 +1,7 @@
 """What every mode begins with: the config that holds, its objects and their checks, the weights of the run."""
 
-import importlib.metadata
 import json
 import math
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,9 @@ from score_sde.config import get_config as saved_config
 from score_sde.config.template import CHECKSUM, checksum
 from score_sde.config.trust import own, remember
 from score_sde.config.validation import batch_problems
+from score_sde.evaluation import provenance
+from score_sde.evaluation.examples import examples_of
+from score_sde.evaluation.provenance import versions as _versions
 from score_sde.files import WorkdirError, check_run, read_bytes, write_json
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Classification
@@ -25,7 +26,6 @@ from score_sde.training.mesh import set_up_cpu
 from score_sde.training.progress import tell
 from score_sde.training.resume import SETTINGS
 
-PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.
 FREE = ("sampling.", "guidance.", "restore.", "eval.", "data.dir", "training.steps", "training.log_every")
 FREE += ("training.checkpoint_every", "training.snapshot_every", "training.max_bad_steps", "training.final_eval")
@@ -144,8 +144,8 @@ def _rehearse(run: Run) -> list[str]:
 
 
 def check_examples(run: Run) -> None:
-    """Raise ConfigError where the evaluation asks for more examples than its split has."""
-    there, asked = len(run.experiment.load(run.evaluation.split)), run.evaluation.num_examples
+    """Raise ConfigError where the evaluation asks for more examples than its split has, DataError where it has none."""
+    there, asked = examples_of(run.experiment, run.evaluation.split).of, run.evaluation.num_examples
     if asked is not None and asked > there:
         raise ConfigError(
             f"eval.num_examples must be at most {there}, the size of the {run.evaluation.split} split, got {asked}. "
@@ -174,8 +174,9 @@ def save_config(workdir: Path, config: Any, overrides: dict, place: Path | None 
     remember((place or workdir) / "config.json", path.read_bytes(), flatten(config))
 
 
-def _versions() -> dict[str, str]:
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in PACKAGES}}
+def origin_of(workdir: Path, step: int | None, params: Any = None) -> provenance.Origin:
+    """Where results come from: the run in `workdir`, its step and weights."""
+    return provenance.origin_of(workdir, step, params, free=FREE)
 
 
 def weights_of(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, int]:

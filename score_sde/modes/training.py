@@ -16,6 +16,7 @@ from score_sde.data import DataError, describe
 from score_sde.data.identity import fingerprint
 from score_sde.evaluation.levels import loss_by_level
 from score_sde.evaluation.pictures import write_learning_curve, write_loss_by_level
+from score_sde.evaluation.provenance import Provenance
 from score_sde.evaluation.samples import generate, write_samples
 from score_sde.extras import MissingExtra
 from score_sde.files import WorkdirError, check_free, check_space, check_writable, locked, remove_temporaries
@@ -27,7 +28,7 @@ from score_sde.training.progress import EventFiles, clock
 from score_sde.training.resume import check
 
 from .evaluation import evaluate, tell_accuracy
-from .opening import binding, check_examples, newest, prepare, save_config, saved_every, say
+from .opening import binding, check_examples, newest, origin_of, prepare, save_config, saved_every, say
 
 
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
@@ -67,8 +68,10 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
 
         def snapshot(step: int, state) -> bytes | None:
             how = dataclasses.replace(run.sampling, trajectory=0)
-            samples = generate(run.experiment, state.ema, how, seed=run.sampling_seed, progress=False).x
-            written = write_samples(samples, run.experiment.levels, stem_of(step))
+            found = generate(run.experiment, state.ema, how, seed=run.sampling_seed, progress=False)
+            settings, origin = how.settings(run.experiment, seed=run.sampling_seed), origin_of(workdir, step, state.ema)
+            made = Provenance("snapshot", f"{len(found.x)} samples from fixed noise", origin, settings)
+            written = write_samples(run.experiment, found, stem_of(step), made, replace=True)
             say(f"samples at step {step}: {written[-1]}")
             return written[-1].read_bytes() if written[-1].suffix == ".png" else None
 
@@ -93,7 +96,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
             tell_accuracy(run, state.ema, int(state.step), workdir)
         else:
             quick = dataclasses.replace(run.evaluation, bound="none", round_trip=0)
-            print(evaluate(run, quick, state.ema, int(state.step), workdir).line())
+            print(evaluate(run, quick, state.ema, int(state.step), workdir)[0].line())
     try:
         _plot(run, workdir, (state.ema, int(state.step)))
     except (MissingExtra, DataError) as error:
@@ -105,14 +108,14 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
 def _plot(run: Run, workdir: Path, newest: tuple[Any, int] | None) -> None:
     """The learning curve and, of weights and their step, the loss by noise level; says where they are."""
     folder, how = workdir / "plots", run.evaluation
-    written = write_learning_curve(workdir / "metrics.jsonl", folder / "learning_curve.png")
+    written = write_learning_curve(workdir / "metrics.jsonl", folder / "learning_curve", origin_of(workdir, None))
     if newest and not isinstance(run.experiment, Classification):  # whose accuracy --mode=eval draws
         params, step = newest
         found = loss_by_level(
             run.experiment, params, split=how.split, batch_size=how.batch_size, seed=run.eval_seed
         )  # fmt: skip
-        written += write_loss_by_level(found, folder / "loss_by_level", split=how.split, step=step)
-    print(f"pictures of the training: {', '.join(map(str, written))}")
+        written += write_loss_by_level(found, folder, origin_of(workdir, step, params))
+    print(f"pictures of the training: {', '.join(str(p) for p in written if p.suffix == '.png')}")
 
 
 def plot_mode(workdir: Path, config: Any) -> int:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from score_sde.data import fetch
+from score_sde.evaluation.artefacts import fullest, reports
 from score_sde.main import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -153,7 +154,7 @@ def test_vp_cifar_runs_on_a_generated_archive(tmp_path):
     _, err = succeed(f"--config={config}", f"--config.data.dir={tmp_path}", f"--workdir={workdir}")
     assert "(objective.sigma_data)" not in err  # known data need no description
     succeed(f"--workdir={workdir}", "--mode=eval")
-    report = json.loads((workdir / "eval" / "likelihood_test.json").read_text())
+    report = json.loads(fullest(reports(workdir)).read_text())
     assert report["unit"] == "bits/dim" and report["examples"] == 4 and report["value"] > 0
     succeed(f"--workdir={workdir}", "--mode=sample")
     with np.load(workdir / "samples" / "sample_00000002.npz", allow_pickle=False) as found:

@@ -9,6 +9,7 @@ import pytest
 import score_sde as ss
 from score_sde.evaluation.levels import bound_by_level, loss_by_level
 from score_sde.evaluation.pictures import write_bound_by_level, write_learning_curve, write_loss_by_level
+from score_sde.evaluation.provenance import Origin
 from score_sde.files import WorkdirError
 from tests.evaluation.stub import SDE, TARGET, experiment
 
@@ -63,7 +64,7 @@ def test_the_loss_of_the_exact_score_of_a_gaussian_is_the_closed_form(losses):
 
 
 def test_values_belong_to_their_example_whatever_the_batch(losses):
-    few = loss_by_level(weighted(X[:10]), {}, **HOW | dict(batch_size=4))
+    few = loss_by_level(weighted(X), {}, **HOW | dict(examples=10, batch_size=4))
     same = loss_by_level(weighted(X), {}, **HOW | dict(examples=10))
     assert few.examples == same.examples == 10
     for name, values in few.values.items():
@@ -87,19 +88,20 @@ def test_the_bound_by_level_is_the_closed_form_in_its_unit(levels):
 
 
 def test_pictures_and_values_are_readable(losses, tmp_path):
-    (png,) = write_loss_by_level(losses, tmp_path / "a", split="test", step=3)
-    assert png.read_bytes().startswith(b"\x89PNG")
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as found:
+    told, values, png = write_loss_by_level(losses, tmp_path, Origin("run", step=3))
+    assert png.read_bytes().startswith(b"\x89PNG") and png.name.startswith("loss_by_level_test_step00000003_all1000_")
+    with np.load(values, allow_pickle=False) as found:
         np.testing.assert_array_equal(found["loss"], losses.values["loss"])
         np.testing.assert_array_equal(found["noise_standard_error"], losses.errors["noise"])
         np.testing.assert_array_equal(found["log_snr"], losses.log_snr)
     few = bound_by_level(experiment(X), {}, **HOW | dict(examples=1))  # which has no standard error
     assert np.isnan(few.errors["bound"]).all() and np.isfinite(few.values["bound"]).all()
-    assert write_bound_by_level(few, tmp_path / "b", unit="nats/dim", step=3).name == "b.png"
-    assert {p.name for p in tmp_path.iterdir()} == {"a.npz", "a.png", "b.npz", "b.png"}
+    written = write_bound_by_level(few, tmp_path / "b", Origin("run", step=3), unit="nats/dim")
+    assert [p.name for p in written] == ["b_by_level.json", "b_by_level.npz", "b_by_level.png"]
+    assert set(tmp_path.iterdir()) == {told, values, png, *written}
 
 
 def test_no_metrics_make_no_curve(tmp_path):
     with pytest.raises(WorkdirError, match="no metrics in"):
-        write_learning_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png")
+        write_learning_curve(tmp_path / "metrics.jsonl", tmp_path / "curve", Origin("run"))
     assert not list(tmp_path.iterdir())

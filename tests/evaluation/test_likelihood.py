@@ -14,9 +14,12 @@ from score_sde.evaluation.likelihood import (
     EvalOptions,
     EvaluationError,
     evaluate_likelihood,
+    provenance_of,
     spreads,
     write_likelihood,
 )
+from score_sde.evaluation.partial import Partial
+from score_sde.evaluation.provenance import Origin, weights_digest
 from tests.evaluation.stub import SDE, TARGET, experiment
 
 N = 150
@@ -75,7 +78,7 @@ def test_random_probes_belong_to_their_example():
     )
     assert len(four["value"]) == len(eight["value"]) == 10
     np.testing.assert_allclose(four["value"], eight["value"], atol=1e-4)
-    exact = -np.asarray(TARGET.log_prob(jnp.asarray(X[:10]))) / 2
+    exact = -np.asarray(TARGET.log_prob(jnp.asarray(X[four["index"]]))) / 2
     assert np.abs(four["value"] - exact).max() > 0.02, "the probes are random"  # J is not diagonal
 
 
@@ -109,7 +112,8 @@ def test_grey_levels_are_in_bits_of_their_own_cells():
 
 def test_a_report_is_readable(tmp_path, evaluated):
     report, arrays = evaluated
-    written = write_likelihood(report, arrays, tmp_path / "eval" / "likelihood_test")
+    made = provenance_of(experiment(X), options(), Origin("run", step=7), seed=0)
+    written = write_likelihood(report, arrays, tmp_path / "eval" / "likelihood_test", made)
     assert [p.name for p in written] == ["likelihood_test.json", "likelihood_test.npz", "likelihood_test.png"]
     found = json.loads(written[0].read_text())
     assert (found["value"], found["unit"], found["step"]) == (report.value, "nats/dim", 7)
@@ -143,7 +147,8 @@ def test_all_that_is_asked_for_is_reported(in_full):
     assert report.bound > report.value - 3 * (report.bound_standard_error + report.standard_error)
     assert abs(report.bound - report.value) < 0.5
     # KL = alpha^2 |x|^2/(2 sigma^2) a dimension: alpha = 0.0066, |x|^2/2 = 0.32 on average
-    assert report.prior_kl == pytest.approx(0.5 * 0.0066**2 * np.square(X[:60]).sum(1).mean() / 2, rel=0.05)
+    chosen = X[arrays["index"][:, 0]]
+    assert report.prior_kl == pytest.approx(0.5 * 0.0066**2 * np.square(chosen).sum(1).mean() / 2, rel=0.05)
     assert 0.7 < report.latent_norm < 1.4  # a chi-square of 120 degrees over 120: 1 +- 0.13
     assert report.round_trip < 1e-3  # tolerance 1e-5, both ways
     table = report.table()
@@ -152,10 +157,11 @@ def test_all_that_is_asked_for_is_reported(in_full):
 
 
 def test_the_spread_between_passes_is_that_of_the_probes(in_full):
-    report, _ = in_full
+    report, arrays = in_full
     # Continuous data: only the probes differ, 4 of them, whose error each pass estimates.
     assert report.spread_draws == pytest.approx(report.probe_error, rel=0.35)
-    assert report.spread_examples == pytest.approx(0.5, rel=0.35)  # log p of 2-D Gaussian data: variance 1
+    exact = np.asarray(TARGET.log_prob(jnp.asarray(X[arrays["index"][:, 0]]))) / 2
+    assert report.spread_examples == pytest.approx(exact.std(ddof=1), rel=0.1)
 
 
 def test_spreads_are_those_of_an_analysis_of_variance():
@@ -170,7 +176,7 @@ def test_spreads_are_those_of_an_analysis_of_variance():
 def test_an_evaluation_that_was_cut_off_is_taken_up_again(tmp_path, monkeypatch):
     e, few, partial_file = experiment(X), options(num_examples=12, batch_size=4, passes=2), tmp_path / "part.npz"
     whole, arrays = evaluate_likelihood(e, {}, few, step=0, seed=0)
-    keep, calls = likelihood_room._keep, []
+    keep, calls = Partial.keep, []
 
     def stop_after_four(*args):
         keep(*args)
@@ -178,36 +184,69 @@ def test_an_evaluation_that_was_cut_off_is_taken_up_again(tmp_path, monkeypatch)
         if len(calls) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(likelihood_room, "_keep", stop_after_four)
+    monkeypatch.setattr(Partial, "keep", stop_after_four)
     with pytest.raises(KeyboardInterrupt):
         evaluate_likelihood(e, {}, few, step=0, seed=0, partial_file=partial_file)
-    monkeypatch.setattr(likelihood_room, "_keep", lambda *args: calls.append(None) or keep(*args))
+    monkeypatch.setattr(Partial, "keep", lambda *args: calls.append(None) or keep(*args))
     resumed, again = evaluate_likelihood(e, {}, few, step=0, seed=0, partial_file=partial_file)
     assert len(calls) == 6  # of 2 * 3 batches, 4 were there
     for name, values in arrays.items():
         np.testing.assert_array_equal(again[name], values, err_msg=name)
-    assert resumed.value == whole.value and not partial_file.exists()
+    assert resumed.value == whole.value and partial_file.exists()  # until the report is written
+    monkeypatch.setattr(Partial, "keep", lambda *args: pytest.fail("there is nothing left to do"))
+    assert evaluate_likelihood(e, {}, few, step=0, seed=0, partial_file=partial_file)[0].value == whole.value
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("change", [dict(seed=1), dict(step=5), dict(rtol=1e-3)], ids=str)
-def test_another_evaluation_s_part_is_not_taken(change, tmp_path):
-    e, partial_file = experiment(X), tmp_path / "part.npz"
-    given = dict(step=0, seed=0) | {k: v for k, v in change.items() if k != "rtol"}
-    stamp = likelihood_room._stamp(options(num_examples=4), 0, 0, 4, "nats/dim")
-    other = options(num_examples=4, **{k: v for k, v in change.items() if k == "rtol"})
-    likelihood_room._keep(partial_file, stamp, [{"value": np.zeros(4)}])
-    report, _ = evaluate_likelihood(e, {}, other, partial_file=partial_file, **given)
-    assert report.value != 0
+class Stop(Exception):
+    """Raised where the first batch would be computed."""
 
 
-def test_a_damaged_part_is_begun_anew(tmp_path):
-    partial_file = tmp_path / "part.npz"
-    partial_file.write_bytes(b"PK\x03\x04 cut off")
-    report, _ = evaluate_likelihood(
-        experiment(X), {}, options(num_examples=4), step=0, seed=0, partial_file=partial_file
-    )
-    assert report.examples == 4
+FEW = options(num_examples=4, batch_size=4)
+OTHERS = {  # what is not the evaluation of FEW on X by weights of ones at step 0 with seed 0 -> what is told of it
+    "seed": (dict(seed=1), "settings"),
+    "step": (dict(step=5), "step"),
+    "tolerance": (dict(options=options(num_examples=4, batch_size=4, rtol=1e-3)), "settings"),
+    "solver": (dict(options=options(num_examples=4, batch_size=4, solver=ss.likelihood.cash_karp)), "settings"),
+    "weights": (dict(params={"w": np.full(3, 2.0, np.float32)}), "weights"),
+    "a weight's place": (dict(params={"v": np.ones(3, np.float32)}), "weights"),
+    "data": (dict(experiment=experiment(X + np.float32(1e-6))), "data"),
+    "scaling": (dict(experiment=experiment(X, data_range=(0.0, 1.0))), "settings"),
+}
+
+
+@pytest.mark.parametrize("case", [None, "damaged", "a folder", *OTHERS])
+def test_only_its_own_part_is_taken_and_any_other_is_set_aside(case, tmp_path, monkeypatch, caplog):
+    """Nothing of another evaluation is used, deleted or passed over in silence."""
+    given = dict(experiment=experiment(X), params={"w": np.ones(3, np.float32)}, options=FEW, step=0, seed=0)
+
+    def evaluate(experiment, params, options, **how):
+        return evaluate_likelihood(experiment, params, options, partial_file=tmp_path / "a.partial.npz", **how)
+
+    monkeypatch.setattr(likelihood_room, "per_device", lambda *_: stop)  # no program is compiled
+
+    def stop(*_):
+        raise Stop
+
+    origin = Origin("", step=0, weights=weights_digest(given["params"]))
+    stamp = likelihood_room.provenance_of(given["experiment"], FEW, origin, seed=0).decisive()
+    if case == "a folder":
+        (tmp_path / "a.partial.npz").mkdir()
+    else:
+        names = ("value", "converged", "nfe", "probe_error", "prior_kl", "latent_norm", "index", "number")
+        Partial(tmp_path / "a.partial.npz", stamp).keep([{name: np.ones(4) for name in names}])
+    if case == "damaged":
+        data = bytearray((tmp_path / "a.partial.npz").read_bytes())
+        data[len(data) // 2] ^= 1
+        (tmp_path / "a.partial.npz").write_bytes(bytes(data))
+    if case is None:
+        assert evaluate(**given)[0].value == 1.0 and not caplog.records
+        return
+    change, what = OTHERS.get(case, ({}, "damaged"))
+    with pytest.raises(Stop):
+        evaluate(**(given | change))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert what in line and "set aside as a.partial.aside.npz" in line and "\n" not in line
+    assert [p.name for p in tmp_path.iterdir()] == ["a.partial.aside.npz"]
 
 
 @pytest.mark.slow

@@ -13,16 +13,19 @@ from PIL import Image
 import score_sde as ss
 from score_sde.data import DataError
 from score_sde.evaluation import measured
+from score_sde.evaluation.provenance import Origin, Provenance
 from score_sde.evaluation.restoration import (
     Restored,
     RestoreOptions,
     assess,
     displayed,
+    keep_in_range,
+    observed_range,
     read_input,
     restore,
     write_restored,
 )
-from score_sde.evaluation.samples import SamplingOptions
+from score_sde.evaluation.samples import NonFiniteSamples, SamplingOptions
 from score_sde.plots import restorations
 from tests.evaluation.stub import TARGET, experiment
 
@@ -172,9 +175,9 @@ def test_what_is_written(channels, spec, known, tmp_path):
     samples = np.random.default_rng(0).uniform(-1, 1, (2, 3, *e.shape)).astype(np.float32)
     restored = Restored(zeros if known else None, y, samples, 10.0)
     options = RestoreOptions(spec, EXACT)
-    written = write_restored(e, options, restored, assess(e, options, restored), tmp_path / "some", "what it is")
-    assert [p.name for p in written] == ["some.npz", "some.json", "some.png"]
-    with np.load(written[0]) as found:
+    written = write_restored(e, options, restored, tmp_path / "some", Provenance("restored", "it", Origin("run")))
+    assert [p.name for p in written] == ["some.json", "some.npz", "some.png"]
+    with np.load(written[1]) as found:
         assert set(found.files) == {"samples", "measurements"} | ({"truth"} if known else set())
         np.testing.assert_array_equal(found["samples"], e.unscale(jnp.asarray(samples)))
 
@@ -209,3 +212,51 @@ def test_the_score_of_a_run_is_kept_in_range():
     options = RestoreOptions(measured.Inpaint(), measured.PiGDM(), 0.05, samples=2, measured=True)
     restored = restore(e, {}, how(steps=30, batch_size=4), options, zeros, seed=0)
     assert np.abs(restored.samples).max() < 1.5
+
+
+def test_real_numbers_are_kept_in_the_range_that_was_observed():
+    e, own = experiment(POINTS), how()
+    observed = observed_range(e.load("test"))
+    np.testing.assert_allclose(observed, (-0.4 - 0.25 * 1.4, 1.0 + 0.25 * 1.4), rtol=1e-6)  # -0.4..1 and a quarter
+    assert keep_in_range(e, own).transform is None, "nobody knows a range"
+    kept = keep_in_range(e, own, observed).transform
+    assert kept.func is ss.Clipped and kept.keywords == dict(low=observed[0], high=observed[1])
+    grey = keep_in_range(images()[0], own, observed).transform
+    assert grey.keywords == dict(low=-1.0, high=1.0), "grey levels have a range of their own"
+    chosen = dataclasses.replace(own, transform=ss.DynamicThreshold)
+    assert keep_in_range(e, chosen, observed) is chosen
+
+
+def test_pigdm_of_a_learned_score_of_points_stays_in_the_range_that_was_observed():
+    """Wild's predicted data are far off where the noise is high, and pigdm's gradient with them."""
+    e = dataclasses.replace(experiment(POINTS), network=Wild())
+    options = RestoreOptions(ONE, measured.PiGDM(), 0.01, samples=8, measured=True)
+    y, solve = np.zeros((1, 1), np.float32), how(steps=30, batch_size=8)
+    restored = restore(e, {}, keep_in_range(e, solve, observed_range(e.load("test"))), options, y, seed=0)
+    assert np.abs(restored.samples).max() < 2.0
+    free = restore(e, {}, solve, options, y, seed=0).samples
+    assert np.abs(free).max() > 10.0, np.abs(free).max()
+
+
+class NanFrom(nn.Module):
+    """A network that returns nan where the first number is above a bound, its parameter."""
+
+    @nn.compact
+    def __call__(self, x, label, *, train=False):
+        return jnp.where(x[:, :1] > self.param("bound", nn.initializers.ones, ()), jnp.nan, x)
+
+
+def test_restored_samples_that_are_finite_are_not_lost_for_one_that_is_not(tmp_path):
+    e = dataclasses.replace(experiment(POINTS), network=NanFrom(), levels=16)
+    options = RestoreOptions(ONE, measured.Projection(), 0.1, samples=6, measured=True)
+    y, solve = np.zeros((3, 1), np.float32), how(steps=3, batch_size=8)
+    with pytest.raises(NonFiniteSamples, match="of 18 samples are not finite") as raised:
+        restore(e, {"bound": 1.2}, solve, options, y, seed=0)
+    found = raised.value.found
+    assert found.finite.shape == (3, 6) and 0 < found.finite.sum() < 18
+    made = Provenance("restored", "it", Origin("run"))
+    with np.load(write_restored(e, options, found, tmp_path / "some", made)[1]) as arrays:
+        np.testing.assert_array_equal(arrays["finite"], found.finite)
+        assert arrays["samples"].dtype == np.uint8 and "psnr_of_mean" not in arrays
+    with pytest.raises(NonFiniteSamples, match="18 of 18 samples are not finite"):  # and no batch is tried in vain
+        restore(e, {"bound": -99.0}, solve, options, y, seed=0)

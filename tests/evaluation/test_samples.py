@@ -2,16 +2,26 @@
 
 import dataclasses
 import io
+import json
 from functools import partial
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import score_sde as ss
 from score_sde.evaluation import samples as samples_room
-from score_sde.evaluation.samples import SamplingOptions, scaled_for_display, write_samples, write_trajectory
+from score_sde.evaluation.provenance import Origin, Provenance
+from score_sde.evaluation.samples import (
+    Generated,
+    NonFiniteSamples,
+    SamplingOptions,
+    scaled_for_display,
+    write_samples,
+)
 from score_sde.evaluation.samples import generate as generate_with_nfe
 from score_sde.plots import image_grid
 from tests.evaluation.stub import TARGET, experiment
@@ -22,6 +32,14 @@ X = np.zeros((4, 2), np.float32)
 def options(*, num_samples=3000, batch_size=1024, transform=None, steps=100, trajectory=0, **changes):
     solve = partial(ss.sample, **{"sampler": ss.EulerMaruyama(), "steps": steps, "denoise": True, **changes})
     return SamplingOptions(solve, num_samples, batch_size, steps, transform, trajectory)
+
+
+MADE = Provenance("samples", "some", Origin("run", step=1), {"seed": 0})
+
+
+def write(samples, levels, stem, states=None):
+    found = Generated(samples, np.full(len(samples), 9), states, np.ones(len(samples), bool))
+    return write_samples(dataclasses.replace(experiment(X), levels=levels), found, stem, MADE)
 
 
 def generate(*args, progress=False, **kwargs):
@@ -70,9 +88,35 @@ def test_grey_levels_come_back_as_they_are_stored():
     assert found.dtype == np.uint8 and found.tolist() == [[12, 0]] * 8
 
 
-def test_samples_that_are_not_finite_are_an_error():
-    with pytest.raises(FloatingPointError, match="samples 0 to 3 are not all finite"):
-        generate(experiment(X, broken=True), {}, options(num_samples=3, batch_size=4), seed=0)
+class NanAbove(nn.Module):
+    """A network that returns nan where the first number is above two."""
+
+    @nn.compact
+    def __call__(self, x, label, *, train=False):
+        return jnp.where(x[:, :1, :1] > 2, jnp.nan, x)
+
+
+def test_samples_that_are_finite_are_not_lost_for_one_that_is_not(tmp_path):
+    """Half an hour of samples is worth more than an error: they are in it, and their writer says which are good."""
+    shape = (4, 4, 1)
+    e = dataclasses.replace(experiment(X), network=NanAbove(), levels=16, shape=shape)
+    with pytest.raises(NonFiniteSamples, match="of 40 samples are not finite .* sampling.clip=static") as raised:
+        generate(e, {}, options(num_samples=40, batch_size=20, steps=2), seed=0)
+    found = raised.value.found
+    assert found.x.shape == (40, *shape) and 0 < found.finite.sum() < 40
+    told, values, png = write_samples(e, found, tmp_path / "a", MADE)
+    with np.load(values, allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["finite"], found.finite)
+        np.testing.assert_array_equal(arrays["samples"], found.x)
+    assert json.loads(told.read_text())["not_finite"] == np.flatnonzero(~found.finite).tolist() and png.is_file()
+
+
+def test_a_batch_without_a_finite_sample_ends_the_work(tmp_path):
+    with pytest.raises(NonFiniteSamples, match=r"4 of 4 samples are not finite \(0, 1, 2, 3\)") as raised:
+        generate(experiment(X, broken=True), {}, options(num_samples=1000, batch_size=4), seed=0)
+    assert [p.name for p in write_samples(experiment(X), raised.value.found, tmp_path / "a", MADE)] == [
+        "a.json", "a.npz",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -85,7 +129,7 @@ def test_samples_that_are_not_finite_are_an_error():
     ids=["steps", "adaptive_ode", "adaptive_sde"],
 )
 def test_any_solver_samples_and_its_evaluations_are_counted(solve, steps, most):
-    x, nfe, _ = generate_with_nfe(experiment(X), {}, SamplingOptions(solve, 6, 4, steps), seed=0, progress=True)
+    x, nfe, *_ = generate_with_nfe(experiment(X), {}, SamplingOptions(solve, 6, 4, steps), seed=0, progress=True)
     assert x.shape == (6, 2) and nfe.shape == (6,) and 0 < nfe.min() and nfe.max() <= most
     assert np.abs(x - np.asarray(TARGET.mean)).max() < 5 * 0.3**0.5  # 5 standard deviations
 
@@ -130,19 +174,19 @@ def test_progress_counts_samples_not_batches(capsys):
     ],
 )
 def test_files_are_readable(samples, levels, size, tmp_path):
-    written = write_samples(samples, levels, tmp_path / "samples" / "step_00000001")
-    assert [p.name for p in written] == ["step_00000001.npz", "step_00000001.png"]
-    with np.load(written[0], allow_pickle=False) as found:
+    written = write(samples, levels, tmp_path / "samples" / "step_00000001")
+    assert [p.name for p in written] == ["step_00000001.json", "step_00000001.npz", "step_00000001.png"]
+    with np.load(written[1], allow_pickle=False) as found:
         np.testing.assert_array_equal(found["samples"], samples)
         assert found["samples"].dtype == samples.dtype
-    with Image.open(written[1]) as image:
+    with Image.open(written[2]) as image:
         image.load()
         assert image.size == size
 
 
 def test_data_without_a_picture_make_an_array_alone(tmp_path):
-    written = write_samples(np.ones((5, 3), np.float32), None, tmp_path / "x")
-    assert [p.name for p in written] == ["x.npz"] and jax.tree.leaves(list(tmp_path.iterdir())) == written
+    written = write(np.ones((5, 3), np.float32), None, tmp_path / "x")
+    assert [p.name for p in written] == ["x.json", "x.npz"] and set(tmp_path.iterdir()) == set(written)
 
 
 # --- trajectories -----------------------------------------------------------------------------------------------------
@@ -179,8 +223,7 @@ def test_the_last_column_is_the_samples_written(tmp_path):
     last = np.random.default_rng(0).uniform(-1, 1, size=(9, 8, 8, 1)).astype(np.float32)
     states = np.stack([30 * np.random.default_rng(1).normal(size=last.shape).astype(np.float32), last])
     samples = e.unscale(jax.numpy.asarray(last))
-    write_samples(samples, 16, tmp_path / "a")
-    written = write_trajectory(e, states, tmp_path / "a")
+    written = write(samples, 16, tmp_path / "a", states)[3:]
     assert [p.name for p in written] == ["a_strip.png", "a.gif"]
     with Image.open(written[0]) as image:
         found = np.asarray(image)
