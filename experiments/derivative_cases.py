@@ -51,6 +51,7 @@ class Case:
     neutral: tuple[dict[str, Any], ...] = ()
     exact: Callable[..., Any] | None = None
     slow: bool = False
+    covers: tuple[str, ...] = ()  # other names
 
     @property
     def bound(self) -> float:
@@ -143,14 +144,14 @@ def target_cases():
 # --- samplers ---
 
 
-def sampled(sde, sampler, target, x, t_start, t_end, temperature, grid=ss.grids.log_snr, steps=5, **options):
+def sampled(sde, sampler, target, x, t_start, t_end, temperature, grid=ss.grids.log_snr, steps=4, **options):
     return ss.sample(
         KEY, sde, target.score(sde), X.shape, sampler=sampler, steps=steps, grid=grid, x_init=x,
         t_start=t_start, t_end=t_end, temperature=temperature, **options,
     )  # fmt: skip
 
 
-WAY = dict(sde=USERS, target=TARGET, x=X, t_start=0.9, t_end=0.05, temperature=1.1)
+WAY = dict(sde=VP, target=TARGET, x=X, t_start=0.9, t_end=0.05, temperature=1.1)
 MASK = ss.operators.Mask((2,), jnp.array([1, 0]))
 LANGEVIN = ss.Langevin(0.2, 1000.0)
 # Settings at a generic point, and at the neutral ones; others are taken with their defaults.
@@ -166,11 +167,9 @@ SETTINGS = {
     "RePaint": (ss.RePaint(ss.DDIM(0.6), MASK, jnp.asarray(Y), jump=2, repeats=2),),
 }
 VARIANTS = [
-    *(ss.RungeKutta(k) for k in (1, 2, 3)), *(ss.DPMSolver(k) for k in (1, 2)), ss.DPMSolverPP(3),
-    ss.DPMSolverPP(3, published=True), ss.DEIS(4, "rho"), ss.DEIS(3), ss.UniPC(3), ss.UniPC(3, False),
-    ss.UniPC(2, bh=1), ss.SASolver(2, 0, 0.4), ss.SASolver(3, 4, 0.4), ss.IPNDM(2), ss.SDEDPMSolverPP(1, 0.4),
-    ss.Ancestral(forward_variance=True), ss.PredictorCorrector(None, ss.AnnealedLangevin(0.1, 1000.0, steps=2)),
-    ss.PredictorCorrector(ss.EulerMaruyama(), ss.Langevin(0.2, batch_norm=True), corrector_first=True),
+    ss.RungeKutta(3), ss.DPMSolver(2), ss.DPMSolverPP(3), ss.DPMSolverPP(3, published=True), ss.DEIS(4, "rho"),
+    ss.UniPC(3), ss.SASolver(3, 4, 0.4), ss.SDEDPMSolverPP(1, 0.4), ss.Ancestral(forward_variance=True),
+    ss.PredictorCorrector(ss.EulerMaruyama(), ss.Langevin(0.2, 1000.0, 2, batch_norm=True), corrector_first=True),
 ]  # fmt: skip
 
 
@@ -178,20 +177,16 @@ def sampler_cases():
     for name, kind in found(ss, ss.Sampler).items():
         sampler, *neutral = SETTINGS[name] if name in SETTINGS else (kind(),)
         points = tuple({"sampler": other} for other in neutral)
-        yield Case(name, "samplers", lambda **at: sampled(**at).x, WAY | dict(sampler=sampler), points)
+        at, covers = WAY | dict(sampler=sampler), ("Langevin",) * (kind is ss.PredictorCorrector)
+        yield Case(name, "samplers", lambda **at: sampled(**at).x, at, points, covers=covers)
     for number, sampler in enumerate(VARIANTS):
         name = f"{type(sampler).__name__} {number}"
         yield Case(name, "samplers", lambda **at: sampled(**at).x, WAY | dict(sampler=sampler), slow=True)
     for sde in SDES:
-        for sampler in (ss.EulerMaruyama(), ss.DPMSolver(3), ss.SASolver(tau=0.5)):
-            name = f"{type(sampler).__name__} on {type(sde).__name__}"
-            yield Case(name, "samplers", lambda **at: sampled(**at).x, WAY | dict(sde=sde, sampler=sampler), slow=True)
-    for name, corrector in {
-        "Langevin": LANGEVIN,
-        "AnnealedLangevin": ss.AnnealedLangevin(0.2, 1000.0, steps=2),
-    }.items():
-        alone = WAY | dict(sampler=ss.PredictorCorrector(ss.EulerMaruyama(), corrector))
-        yield Case(name, "samplers", lambda **at: sampled(**at, steps=2).x, alone)
+        at = WAY | dict(sde=sde, sampler=ss.DPMSolver(3))
+        yield Case(f"DPMSolver on {type(sde).__name__}", "samplers", lambda **at: sampled(**at).x, at, slow=True)
+    annealed = WAY | dict(sampler=ss.PredictorCorrector(None, ss.AnnealedLangevin(0.2, 1000.0)))
+    yield Case("AnnealedLangevin", "samplers", lambda **at: sampled(**at, steps=2).x, annealed)
     for name in ("uniform", "quadratic", "log_snr", "edm"):
         grid = getattr(ss.grids, name)
         yield Case(
@@ -221,7 +216,7 @@ def sampler_cases():
         return solve
 
     way = {k: v for k, v in WAY.items() if k != "temperature"}
-    yield Case("sample_adaptive", "adaptive solves", flow(1e-8), way, exact=flow(1e-12))
+    yield Case("sample_adaptive", "adaptive solves", flow(1e-8), way, exact=flow(1e-12), slow=True)
 
     def back(tolerance):
         def solve(sde, target, x, t_start, t_end):
@@ -266,14 +261,17 @@ def loss_cases():
     way = dict(sde=USERS, x0=X, target=TARGET)
     way |= dict(prediction=ss.predictions.EDM(0.7), weighting=ss.weightings.SigmaSquared(), times=ss.times.LogSNR())
     yield Case("denoising_score_matching", "losses", loss, way)
-    kinds = {
+    parts = {
         "prediction": (ss.predictions, ss.predictions.Prediction),
         "weighting": (ss.weightings, ss.weightings.Weighting),
         "times": (ss.times, ss.times.TimeSampler),
     }
-    for argument, (module, base) in kinds.items():
-        for name, kind in found(module, base).items():
-            yield Case(f"{module.__name__.split('.')[-1]}.{name}", "losses", loss, way | {argument: kind()})
+    names = [[f"{m.__name__.split('.')[-1]}.{n}" for n in found(m, base)] for m, base in parts.values()]
+    made = [[kind() for kind in found(m, base).values()] for m, base in parts.values()]
+    for number in range(max(map(len, made))):  # each of each kind once
+        settings = {part: kinds[number % len(kinds)] for part, kinds in zip(parts, made, strict=True)}
+        covers = tuple(n[number % len(n)] for n in names)
+        yield Case(covers[0], "losses", loss, way | settings, covers=covers)
 
     def converted(sde, x, t, output, source, to, apply):
         score = ss.PredictedScore(ss.Network(apply, sde, source), sde, source)
@@ -285,8 +283,8 @@ def loss_cases():
 
     at = dict(sde=USERS, x=X, t=T, output=Y, source=ss.predictions.EDM(0.7), to=ss.predictions.Velocity())
     at["apply"] = jax.tree_util.Partial(network, 0.8)
-    for name in ("predictions.convert", "Network", "PredictedScore", "ConditionalScore"):
-        yield Case(name, "predictions", converted, at, slow=name != "Network")
+    names = ("predictions.convert", "PredictedScore", "ConditionalScore")
+    yield Case("Network", "predictions", converted, at, covers=names)
 
 
 # --- likelihoods ---
@@ -311,21 +309,29 @@ def likelihood_cases():
     def values(bound):
         return bound.nats, bound.standard_error, ss.bits_per_dim(bound, levels=8)
 
-    def discrete(sde, target, x, chain, variance, prior_std):
-        way = dict(chain=chain, variance=variance, repeats=2, prior_std=prior_std)
-        return [values(ss.discrete_bound(KEY, sde, target.score(sde), x, **way, cells=c)) for c in (None, cells)], [
-            values(ss.discrete_bound(KEY, sde, target.score(sde), x, chain=chain, variance=v, repeats=2))
-            for v in ("forward", "posterior")
-        ]
+    def discrete(cells, *variances):
+        def bound(sde, target, x, chain, variance, prior_std):
+            ways = dict(chain=chain, repeats=2, prior_std=prior_std, cells=cells)
+            score = target.score(sde)
+            kinds = variances or (variance,)
+            return [values(ss.discrete_bound(KEY, sde, score, x, variance=v, **ways)) for v in kinds]
+
+        return bound
 
     at = dict(sde=VP, target=TARGET, x=X, chain=CHAIN)
-    yield Case("discrete_bound", "bounds", discrete, at | dict(variance=np.array([0.2, 0.3, 0.4]), prior_std=1.1))
+    chain = at | dict(variance=np.array([0.2, 0.3, 0.4]), prior_std=1.1)
+    yield Case("discrete_bound", "bounds", discrete(cells), chain)
+    yield Case("discrete_bound by name", "bounds", discrete(None, "forward", "posterior"), chain, slow=True)
 
-    def continuous(sde, target, x, t_start):
-        way = dict(draws=3, repeats=2, t_start=t_start)
-        return [values(ss.continuous_bound(KEY, sde, target.score(sde), x, **way, cells=c)) for c in (None, cells)]
+    def continuous(cells):
+        def bound(sde, target, x, t_start):
+            ways = dict(draws=3, repeats=2, t_start=t_start, cells=cells)
+            return values(ss.continuous_bound(KEY, sde, target.score(sde), x, **ways))
 
-    yield Case("continuous_bound", "bounds", continuous, way)
+        return bound
+
+    yield Case("continuous_bound", "bounds", continuous(None), way)
+    yield Case("continuous_bound of levels", "bounds", continuous(cells), way, slow=True)
     yield Case(
         "optimal_variances", "bounds",
         lambda sde, target, x, chain: ss.optimal_variances(KEY, sde, target.score(sde), x, chain=chain), at,

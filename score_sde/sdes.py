@@ -304,8 +304,10 @@ class SubVP(VP):
     def inverse_log_snr(self, log_snr):
         # With q = alpha / sigma: sigma = 1 - alpha^2 makes alpha = 2 q / (1 + sqrt(1 + 4 q^2)).
         q = jnp.exp(0.5 * log_snr)
-        root = 1 + jnp.sqrt(1 + 4 * q**2)
-        return self._time_of(jnp.where(q < 1, jnp.log(2 * q / root), 0.5 * jnp.log1p(-2 / root)))
+        noisy = q < 1  # each form sees its own side alone, since at the far end of the other its slope is infinite
+        small, large = jnp.where(noisy, q, 1), jnp.where(noisy, 1, q)
+        low = jnp.log(2 * small / (1 + jnp.sqrt(1 + 4 * small**2)))
+        return self._time_of(jnp.where(noisy, low, 0.5 * jnp.log1p(-2 / (1 + jnp.sqrt(1 + 4 * large**2)))))
 
 
 class CosineVP(AffineSDE):

@@ -210,7 +210,8 @@ def pigdm(
     Args: as `dps`, with a linear operator, and
         noise: may be 0.
         iterations: of the conjugate gradients; one will do where A A^T is a multiple of a projection (mask, grey-scale,
-            pooling), and they cost no network evaluation.
+            pooling), and they cost no network evaluation.  Derivatives, and so likelihoods, are nan where they are too
+            few to solve the systems.
 
     Raises: as `dps`; ValueError also for a measurement that is not an operator.
     """
@@ -227,7 +228,7 @@ def moment_matching(
     Exact for Gaussian priors, once `iterations` is at least the number of distinct eigenvalues of A V A^T.
 
     Args: as `pigdm`, and
-        iterations: of the conjugate gradients, each a backward pass of the network.
+        iterations: of the conjugate gradients, each a backward pass of the network; more may run under differentiation.
 
     Raises: as `pigdm`.
     """
