@@ -158,7 +158,9 @@ def test_other_formats(folder, suffix, options):
     np.testing.assert_allclose(found.astype(int), smooth, atol=0 if suffix == ".webp" else 6)
 
 
-def test_transparency_is_white_and_palettes_are_colours(folder):
+@pytest.mark.parametrize("strip", [2**20, 8])
+def test_transparency_is_white_and_palettes_are_colours(folder, strip, monkeypatch):
+    monkeypatch.setattr(sys.modules["score_sde.data.images"], "_STRIP", strip)
     pixels = np.dstack([picture(0), np.full((5, 4), 255, np.uint8)])
     pixels[0, 0, 3], pixels[1, 1, 3] = 0, 128
     found = one(folder, Image.fromarray(pixels))
@@ -258,7 +260,16 @@ def test_a_link_to_nowhere(folder):
     assert "3.png (No such file" in error(folder)
 
 
-@pytest.mark.parametrize("options", [dict(channels=2), dict(channels=3, size=0)])
+def test_more_pixels_than_the_limit(folder, monkeypatch):
+    for n in range(2):
+        save(folder / f"{n}.png", picture(n, 20, 20))
+    monkeypatch.setenv("SCORE_SDE_MAX_PIXELS", "399")
+    assert "expected at most 399 pixels, got 400 (set SCORE_SDE_MAX_PIXELS if you trust the file)" in error(folder)
+    monkeypatch.setenv("SCORE_SDE_MAX_PIXELS", "400")
+    assert len(images("train", folder, channels=3)) == 1
+
+
+@pytest.mark.parametrize("options", [dict(channels=2), dict(channels=3, size=0), dict(channels=3, size=2**20)])
 def test_bad_options(folder, options):
     with pytest.raises(ValueError, match="expected (channels|size)"):
         images("train", folder, **options)

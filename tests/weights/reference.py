@@ -281,8 +281,13 @@ def stir(net, size):
 
 
 def save_pth(net, path, *, averages, step=12_000, prefix=True):
-    """The dictionary of a published checkpoint; `averages` are tensors in the order of the trained parameters."""
-    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad])
+    """The dictionary of a published checkpoint, after a step; `averages` are in the order of the trained parameters."""
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.0)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:  # as its `losses.optimization_manager` warms up: a NumPy scalar
+        group["lr"] = 0.0 * np.minimum(step / 5_000, 1.0)
+    optimizer.step()
     model = nn.DataParallel(net).state_dict() if prefix else net.state_dict()
     ema = {"decay": 0.999, "num_updates": step, "shadow_params": averages}
     torch.save({"optimizer": optimizer.state_dict(), "model": model, "ema": ema, "step": step}, path)

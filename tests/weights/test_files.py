@@ -6,11 +6,15 @@ import pickle
 import struct
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from score_sde.weights.__main__ import main
 from score_sde.weights.errors import WeightsError
+from score_sde.weights.lazy import LazyTensor
+from score_sde.weights.msgpack import read_msgpack
+from score_sde.weights.naming import Slot, match
 from score_sde.weights.opening import open_weights
 from score_sde.weights.pickles import _KNOWN, read_torch
 from score_sde.weights.tensors import read_safetensors, write_safetensors
@@ -96,6 +100,63 @@ def test_a_storage_that_is_short_or_not_there_is_refused(tmp_path):
     for tensor, message in zip(found, ("3 of 6 numbers", "gone"), strict=True):
         with pytest.raises(WeightsError, match=message):
             np.asarray(tensor)
+
+
+def test_a_tensor_that_does_not_fit_is_not_read():
+    def read():
+        raise AssertionError("its numbers were read")
+
+    slot = Slot("a", (2, 3), (("a", "same"),))
+    for shape in ((2**40,), (2**62, 0), (3, 2)):
+        found = match([slot], {"a": LazyTensor(shape, read)})
+        assert found.params is None and found.misshapen == [f"a {shape}, not (2, 3)"]
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_learning_rate_of_score_sde_is_a_numpy_scalar(tmp_path, module, protocol):
+    """Its trainer sets `g["lr"] = lr * np.minimum(step / warmup, 1.0)`."""
+    group = {"lr": 2e-4 * np.minimum(700 / 5000, 1.0), "betas": (0.9, 0.999), "step": np.int32(7), "on": np.bool_(True)}
+    own = pickle.dumps({"optimizer": {"param_groups": [group]}, "step": 700}, protocol)
+    here = type(group["lr"]).__reduce__(group["lr"])[0].__module__.encode()
+    if protocol == 2:  # where names are lines of their own
+        own = own.replace(b"c" + here + b"\n", f"c{module}\n".encode())
+    with zipfile.ZipFile(path := tmp_path / "a.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", own)
+    (found,) = read_torch(path)["optimizer"]["param_groups"]
+    assert found == {"lr": 2e-4 * 0.14, "betas": (0.9, 0.999), "step": 7, "on": True}
+    assert type(found["lr"]) is float and type(found["step"]) is int
+
+
+def test_a_tensor_of_a_file_has_no_state(tmp_path):
+    file = Torch(tmp_path / "a.pth", k=NUMBERS.tobytes())
+    tensor = read_torch(file.save(file.tensor("k", (6,), (1,))))
+    with pytest.raises(TypeError, match="no state"):
+        tensor.__setstate__({"shape": (4096,)})
+    with pytest.raises(AttributeError):
+        tensor.more = 1
+
+
+def test_msgpack_is_read_as_flax_reads_it(tmp_path):
+    from flax import serialization, traverse_util
+
+    kinds = ("f2", "f4", "f8", "i1", "u4", "i8", "?")
+    arrays = {kind: np.arange(6).reshape(2, 3).astype(kind) for kind in kinds} | {
+        "bf": jnp.arange(3, dtype=jnp.bfloat16)
+    }
+    arrays |= {"scalar": np.float64(0.5), "empty": np.zeros((0, 4)), "zero": np.array(3)}
+    numbers = {"one": 1, "less": -40, "more": 2**40, "real": 0.1, "no": None, "yes": True, "s": "ü" * 300}
+    data = serialization.msgpack_serialize({"arrays": arrays, "numbers": numbers})
+    (tmp_path / "a").write_bytes(data)
+    trees = read_msgpack(tmp_path / "a"), serialization.msgpack_restore(data)
+    found, wanted = map(traverse_util.flatten_dict, trees)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        if key[0] == "arrays":
+            assert found[key].shape == np.shape(value)
+            np.testing.assert_array_equal(np.asarray(found[key], float), np.asarray(value, float))
+        else:
+            assert found[key] == value
 
 
 class Malicious:
