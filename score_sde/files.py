@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,7 +70,8 @@ MANY = 100_000  # files of a run; links in circles have no end
 
 def check_run(workdir: Path) -> None:
     """Raise WorkdirError where a run holds what is no file or folder: a FIFO or a device would hang who opens it."""
-    left, seen = [path for name in READ for path in Path(workdir).glob(name)], 0
+    there = os.listdir(workdir) if Path(workdir).is_dir() else []
+    left, seen = [Path(workdir) / name for name in there if any(fnmatch(name, read) for read in READ)], 0
     while left:
         path = left.pop()
         seen += 1
