@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from score_sde.reading import RegularFile
+
 _TEMPORARY = ".partial"  # how the name of a file that is being written ends
 
 
@@ -45,23 +47,17 @@ def check_space(directory: Path, needed: int) -> None:
         )
 
 
-def read_bytes(path: str | Path, most: int = 2**24) -> bytes:
-    """The bytes of a file of a run, of at most `most`.
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file of a run.
 
     Raises:
-        WorkdirError: there is none, or it cannot be read: what is no file (a FIFO, a device) would hang the reader.
+        WorkdirError: there is none, it is no file (a FIFO would hang the reader), or larger than `reading` allows.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            kind = os.fstat(file.fileno()).st_mode
-            data = file.read(most + 1) if stat.S_ISREG(kind) else None
+        with RegularFile(path) as file:
+            return file.read()
     except OSError as error:
         raise WorkdirError(f"cannot read {path}: {error.strerror}. Restore it, or use another --workdir.") from error
-    if data is None:
-        raise WorkdirError(f"{path}: expected a file, got something that is none. Restore it, or remove it.")
-    if len(data) > most:
-        raise WorkdirError(f"{path}: expected a file of at most {most:,} bytes, got more. Restore it, or remove it.")
-    return data
 
 
 READ = ("config.json", "metrics.jsonl*", ".lock", "checkpoints", "eval")  # what commands read of a run
