@@ -10,10 +10,13 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from score_sde.reading import RegularFile
 
 _TEMPORARY = ".partial"  # how the name of a file that is being written ends
 
@@ -44,23 +47,17 @@ def check_space(directory: Path, needed: int) -> None:
         )
 
 
-def read_bytes(path: str | Path, most: int = 2**24) -> bytes:
-    """The bytes of a file of a run, of at most `most`.
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file of a run.
 
     Raises:
-        WorkdirError: there is none, or it cannot be read: what is no file (a FIFO, a device) would hang the reader.
+        WorkdirError: there is none, it is no file (a FIFO would hang the reader), or larger than `reading` allows.
     """
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            kind = os.fstat(file.fileno()).st_mode
-            data = file.read(most + 1) if stat.S_ISREG(kind) else None
+        with RegularFile(path) as file:
+            return file.read()
     except OSError as error:
         raise WorkdirError(f"cannot read {path}: {error.strerror}. Restore it, or use another --workdir.") from error
-    if data is None:
-        raise WorkdirError(f"{path}: expected a file, got something that is none. Restore it, or remove it.")
-    if len(data) > most:
-        raise WorkdirError(f"{path}: expected a file of at most {most:,} bytes, got more. Restore it, or remove it.")
-    return data
 
 
 READ = ("config.json", "metrics.jsonl*", ".lock", "checkpoints", "eval")  # what commands read of a run
@@ -69,7 +66,8 @@ MANY = 100_000  # files of a run; links in circles have no end
 
 def check_run(workdir: Path) -> None:
     """Raise WorkdirError where a run holds what is no file or folder: a FIFO or a device would hang who opens it."""
-    left, seen = [path for name in READ for path in Path(workdir).glob(name)], 0
+    there = os.listdir(workdir) if Path(workdir).is_dir() else []
+    left, seen = [Path(workdir) / name for name in there if any(fnmatch(name, read) for read in READ)], 0
     while left:
         path = left.pop()
         seen += 1

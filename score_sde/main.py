@@ -1,5 +1,6 @@
 """The command line: flags to mode, and every mistake of a user to one line."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from score_sde.reading import printable
+from score_sde.reading import escaped, printable
 
 HELP = """\
 Score-based generative modelling through SDEs: train, sample, and evaluate likelihoods.
@@ -99,15 +100,38 @@ def main(argv: list[str]) -> int:
 
             print(describe_sampling())
         return 0 if argv else 2
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax is talkative, and what it raises is told below
     return telling(lambda: dispatch(*parse(argv)))
+
+
+class _Escaped:
+    """A stream to which names of files, which need not be text, do not bring control characters."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(escaped(text))
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+class Printable(logging.Formatter):
+    """The same for what is logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
 
 
 def telling(command: Callable[[], int]) -> int:
     """The exit code of a command; a mistake of the user's becomes one line and the code 1."""
     try:
-        code = command()
+        with contextlib.redirect_stdout(_Escaped(sys.stdout)):
+            code = command()
         sys.stdout.flush()  # a full disk shows here rather than at the very end
         return code
     except KeyboardInterrupt:

@@ -110,6 +110,10 @@ def read_text(path: str | os.PathLike) -> str:
 
 def printable(text: object, most: int = 200) -> str:
     """What `text` says in one line of at most `most` characters, of which none moves the cursor of a terminal."""
-    line = " ".join(str(text)[: 4 * most].split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = escaped(" ".join(str(text)[: 4 * most].split()))
     return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def escaped(text: str) -> str:
+    """`text` with escape sequences for what is not printable, but for ends of lines: what a terminal may be given."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -3,9 +3,11 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,8 @@ from score_sde.evaluation.artefacts import artefacts, without_settings
 from score_sde.evaluation.likelihood import LikelihoodReport
 from score_sde.evaluation.samples import Generated, NonFiniteSamples
 from score_sde.files import locked
-from score_sde.main import main
+from score_sde.main import Printable, main
+from score_sde.training.progress import tell
 
 CONFIG = """
 from score_sde.config import base_config
@@ -547,6 +550,49 @@ def test_a_config_json_of_another_version(run):
     saved["config"]["sde"]["curl"] = 1.0
     change_config(run, saved)
     assert "does not know the key curl" in refused(run, f"--workdir={run}", "--mode=sample")
+
+
+READ = ["config.json", "metrics.jsonl", ".lock", "checkpoints", "checkpoints/2/meta/metadata", "eval/likelihood.npz"]
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("kind", ["fifo", "device", "circle"])
+def test_what_is_no_file_is_an_error_and_no_hang(name, kind, run):
+    path = run / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+
+    def hang(*_):
+        raise AssertionError("it hangs")
+
+    old = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(30)
+    try:
+        for mode in ("train", "eval", "sample", "plot"):
+            err = refused(run, f"--workdir={run}", f"--mode={mode}")
+            assert str(path) in err
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_links_in_a_circle_have_an_end(run):
+    (run / "checkpoints" / "3").symlink_to(run)
+    assert "Remove it" in refused(run, f"--workdir={run}", "--mode=sample")
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(trained, tmp_path, capfd):
+    strange, no_text = "\x1b[2J\x07\x9b", os.fsdecode(b"\xff")
+    assert main([f"--workdir={tmp_path / strange}{no_text}", "--mode=eval"]) == 1  # an error
+    run = shutil.copytree(trained, tmp_path / strange)
+    assert main([f"--workdir={run}", "--mode=sample"]) == 0  # results
+    tell(f"note: {run}")
+    shown = "".join(capfd.readouterr()) + Printable().format(logging.makeLogRecord({"msg": f"note: {run}"}))
+    assert shown.count(r"\x1b[2J\x07\x9b") >= 4 and r"\udcff" in shown
+    assert not [c for c in shown if not c.isprintable() and c not in "\n\r"]
 
 
 def test_a_workdir_in_use(run, config):

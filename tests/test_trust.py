@@ -274,6 +274,13 @@ def vouching_for_itself(mine, tmp_path):
     return mine.workdir
 
 
+def of_an_older_version(mine, tmp_path):
+    saved = json.loads(mine.saved.read_text())
+    del saved["sha256"]
+    mine.saved.write_text(json.dumps(saved))
+    return mine.workdir
+
+
 def with_the_record_inside(mine, tmp_path):
     state = shutil.copytree(os.environ["SCORE_SDE_STATE"], mine.workdir / "state")
     os.environ["SCORE_SDE_STATE"] = str(state)  # restored by the fixture that set it
@@ -286,8 +293,11 @@ def with_a_damaged_record(mine, tmp_path):
     return mine.workdir
 
 
-@pytest.mark.parametrize("change", [copied, moved, linked, replaced, vouching_for_itself, with_the_record_inside,
-                                    with_a_damaged_record])  # fmt: skip
+CHANGES = [copied, moved, linked, replaced, vouching_for_itself, of_an_older_version]
+CHANGES += [with_the_record_inside, with_a_damaged_record]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_record_is_of_one_run_in_one_place(change, mine, tmp_path):
     workdir = change(mine, tmp_path)
     with pytest.raises(ConfigError, match="no record of yours says that you trained or wrote it") as told:

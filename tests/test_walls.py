@@ -58,7 +58,7 @@ WALLS = {
     "models":      Room(set(),                   JAX | {"flax"}),
     # system
     "extras":      Room(set(),                   set()),
-    "files":       Room(set(),                   {"numpy"}),
+    "files":       Room({"reading"},             {"numpy"}),
     "reading":     Room(set(),                   set()),
     "data":        Room({"reading"},             {"numpy", "grain", "pooch"} | IMAGES),
     "training":    Room(ANYTHING,                JAX | TRAIN | IMAGES | {"grain"},       {"tensorboardX"}),

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from score_sde.extras import extra
 from score_sde.files import WorkdirError, write_bytes, writing
+from score_sde.reading import escaped
 
 
 def clock(seconds: float | int) -> str:
@@ -29,7 +30,7 @@ def clock(seconds: float | int) -> str:
 def tell(text: str) -> None:
     """Tell the user on standard error, which is not for results; where its reader has gone, nobody from then on."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(escaped(text), file=sys.stderr, flush=True)
     except OSError:
         nobody = os.open(os.devnull, os.O_WRONLY)  # for libraries too, and for what lies in the buffer
         os.dup2(nobody, 2)
