@@ -15,6 +15,7 @@ import numpy as np
 
 from score_sde.evaluation.provenance import Provenance, arrays_digest, described, digest
 from score_sde.files import write_arrays, write_bytes, write_json
+from score_sde.reading import read_text
 
 SUFFIXES = (".npz", ".png", ".gif")  # what must have its settings beside it
 
@@ -73,9 +74,9 @@ def _place(stem: Path, result: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is none or a damaged one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         return found if isinstance(found, dict) else {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # a FIFO or a gigabyte among them
         return {}
 
 
@@ -112,8 +113,7 @@ def _count(value: Any) -> int:
 
 def artefacts(workdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(JSON file, what it says) of all artefacts of a run, in the order of their steps and names."""
-    files = (path for path in Path(workdir).rglob("*.json") if path.is_file() and not _foreign(workdir, path))
-    found = ((path, _read(path)) for path in files)
+    found = ((path, _read(path)) for path in Path(workdir).rglob("*.json") if not _foreign(workdir, path))
     known = [(path, r) for path, r in found if _is_ours(r)]
     yield from sorted(known, key=lambda one: (_count(one[1]["provenance"].get("step")), str(one[0])))
 
