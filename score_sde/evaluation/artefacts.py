@@ -1,8 +1,8 @@
 """What a run leaves for people: arrays, pictures and reports, each with what made it in a JSON file beside it.
 
 `write_artefact` is the only door: nothing in `evaluation` or `modes` writes an array or a picture otherwise.  What it
-has written is never overwritten by something else: the same settings with the same values are the same files, and
-other values get the next free name (`_2`, `_3` ...).
+has written is never overwritten by something else: the same settings with the same values are the same files, whole
+again if they were damaged, and other values get the next free name (`_2`, `_3` ...).
 """
 
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 
 from score_sde.evaluation.provenance import Provenance, arrays_digest, described, digest
 from score_sde.files import write_arrays, write_bytes, write_json
-from score_sde.reading import read_text
+from score_sde.reading import RegularFile, read_text
 
 SUFFIXES = (".npz", ".png", ".gif")  # what must have its settings beside it
 
@@ -54,12 +54,23 @@ def write_artefact(
             paths[".json"],
             {**described(figures), "files": files, "result": result, "provenance": made.record()},
         )
-    if arrays and not (same and paths[".npz"].is_file()):
+    if arrays and not (same and _holds(paths[".npz"], arrays)):
         write_arrays(paths[".npz"], **arrays)
     for name, draw in pictures.items():
-        if not (same and paths[name].is_file()):
-            write_bytes(paths[name], draw())
+        picture = draw()
+        if not (same and paths[name].is_file() and paths[name].read_bytes() == picture):
+            write_bytes(paths[name], picture)
     return list(paths.values())
+
+
+def _holds(path: Path, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether a file holds these arrays; one that is damaged does not."""
+    try:
+        with RegularFile(path) as file, np.load(file, allow_pickle=False) as found:
+            file.check_memory(sum(entry.file_size for entry in found.zip.infolist()))
+            return arrays_digest(dict(found)) == arrays_digest(arrays)
+    except Exception:  # zip files raise a dozen types
+        return False
 
 
 def _place(stem: Path, result: str) -> Path:
