@@ -133,7 +133,7 @@ class Lane:
 def timeless(value):
     """JSON without what differs between two runs of the same: times."""
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if not re.search("second|time|date|created|crc32", k)}
+        return {k: timeless(v) for k, v in value.items() if not re.search("second|time|date|created|crc32|^made$", k)}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 

@@ -1,1 +1,1 @@
-"""Evaluation of trained models: samples, likelihood."""
+"""Evaluation of trained models: samples, likelihood, noise levels, restoration; and what they leave on the disk."""

@@ -1,8 +1,8 @@
 """What a run leaves for people: arrays, pictures and reports, each with what made it in a JSON file beside it.
 
 `write_artefact` is the only door: nothing in `evaluation` or `modes` writes an array or a picture otherwise.  What it
-has written is never overwritten by something else: the same settings with the same values are the same files, and
-other values get the next free name (`_2`, `_3` ...).
+has written is never overwritten by something else: the same settings with the same values are the same files, whole
+again if they were damaged, and other values get the next free name (`_2`, `_3` ...).
 """
 
 import itertools
@@ -15,6 +15,7 @@ import numpy as np
 
 from score_sde.evaluation.provenance import Provenance, arrays_digest, described, digest
 from score_sde.files import write_arrays, write_bytes, write_json
+from score_sde.reading import RegularFile, read_text
 
 SUFFIXES = (".npz", ".png", ".gif")  # what must have its settings beside it
 
@@ -53,12 +54,23 @@ def write_artefact(
             paths[".json"],
             {**described(figures), "files": files, "result": result, "provenance": made.record()},
         )
-    if arrays and not (same and paths[".npz"].is_file()):
+    if arrays and not (same and _holds(paths[".npz"], arrays)):
         write_arrays(paths[".npz"], **arrays)
     for name, draw in pictures.items():
-        if not (same and paths[name].is_file()):
-            write_bytes(paths[name], draw())
+        picture = draw()
+        if not (same and paths[name].is_file() and paths[name].read_bytes() == picture):
+            write_bytes(paths[name], picture)
     return list(paths.values())
+
+
+def _holds(path: Path, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether a file holds these arrays; one that is damaged does not."""
+    try:
+        with RegularFile(path) as file, np.load(file, allow_pickle=False) as found:
+            file.check_memory(sum(entry.file_size for entry in found.zip.infolist()))
+            return arrays_digest(dict(found)) == arrays_digest(arrays)
+    except Exception:  # zip files raise a dozen types
+        return False
 
 
 def _place(stem: Path, result: str) -> Path:
@@ -73,9 +85,9 @@ def _place(stem: Path, result: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is none or a damaged one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         return found if isinstance(found, dict) else {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):  # a FIFO or a gigabyte among them
         return {}
 
 
@@ -112,8 +124,7 @@ def _count(value: Any) -> int:
 
 def artefacts(workdir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(JSON file, what it says) of all artefacts of a run, in the order of their steps and names."""
-    files = (path for path in Path(workdir).rglob("*.json") if path.is_file() and not _foreign(workdir, path))
-    found = ((path, _read(path)) for path in files)
+    found = ((path, _read(path)) for path in Path(workdir).rglob("*.json") if not _foreign(workdir, path))
     known = [(path, r) for path, r in found if _is_ours(r)]
     yield from sorted(known, key=lambda one: (_count(one[1]["provenance"].get("step")), str(one[0])))
 

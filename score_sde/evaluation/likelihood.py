@@ -310,7 +310,9 @@ def write_likelihood(
 ) -> list[Path]:
     """Write stem.json (the report), stem.npz (per example) and stem.png (their histogram)."""
     values = arrays["value"][np.isfinite(arrays["value"])].ravel()
+    value = f"{report.value:.3f} +- {report.standard_error:.3f} {report.unit}"
+    made = replace(made, what=f"{value}, {report.examples} {report.split} examples")
     return write_artefact(
-        stem, replace(made, what=report.line()), figures=vars(report), arrays=arrays, timings=("images_per_second",),
+        stem, made, figures=vars(report), arrays=arrays, timings=("images_per_second",),
         pictures={".png": partial(histogram, values, report.unit)},
     )  # fmt: skip

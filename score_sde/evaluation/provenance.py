@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_sde.reading import read_text
+
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 _FEW = 64  # numbers that are written out; of more their digest
 
@@ -69,7 +71,7 @@ def origin_of(workdir: Path, step: int | None, params: Any = None, *, free: Iter
     `free`: how the keys begin that may change without making it another run.
     """
     try:
-        config = json.loads((Path(workdir) / "config.json").read_text())["config"]
+        config = json.loads(read_text(Path(workdir) / "config.json"))["config"]
         bound = {k: v for k, v in _flat(config).items() if not k.startswith(tuple(free))}
         trained = digest(bound)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
