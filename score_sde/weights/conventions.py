@@ -21,6 +21,7 @@ PUBLISHED = {
     65_574_549: ("NCSN++ for 256x256 pixels", "a config of your own"),
     105_785_896: ("NCSN++ for 1024x1024 pixels", "a config of your own"),
     35_746_307: ("DDPM on CIFAR-10", "configs/ddpm_cifar.py"),
+    35_218_947: ("DDPM on CIFAR-10 as Score-SDE has it", "configs/vp_cifar_ddpm.py"),
 }
 # A folder without a scheduler: the process of DDPM, which is diffusers' default, and its published variance.
 ASSUMED = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}
@@ -70,6 +71,25 @@ def config_of(
         if found.step:
             config.training.steps = max(config.training.steps, found.step + MORE_STEPS)
     return config
+
+
+def assumed(found: Found, given: ConfigDict | None, config: ConfigDict) -> list[str]:
+    """What a diffusers folder does not say, and what its `config` holds instead: sentences for the user."""
+    if found.unet is None or found.config is not None:
+        return []
+    notes, classes = [], config.model.num_classes
+    if given is None and found.scheduler is None and config.sde.name == "vp":
+        betas = f"{config.sde.beta_min / 1000:g} to {config.sde.beta_max / 1000:g}"
+        notes.append(
+            f"no scheduler_config.json: a noise predictor of DDPM's chain, betas from {betas}; if it is another, "
+            "--config=FILE.py says so"
+        )
+    if classes and classes == found.unet.get("num_class_embeds"):
+        notes.append(
+            f"none of the {classes} classes is the null class: sample with --config.sampling.label; if the last is, "
+            f"--config.model.num_classes={classes - 1}"
+        )
+    return notes
 
 
 def _of_diffusers(unet: dict, scheduler: dict | None, given: ConfigDict | None, sigma_max_given: bool) -> ConfigDict:

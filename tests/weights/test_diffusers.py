@@ -180,6 +180,9 @@ def test_old_names_and_a_state_dict_of_torch(tmp_path):
     compare(model, run.experiment.network, reading.weights.params, (16, 16, 3), (10.0,))
     for dtype, tolerance in ((torch.bfloat16, 2**-8), (torch.float16, 2**-11)):
         torch.save({k: v.to(dtype) for k, v in old.items()}, tmp_path / "unet" / "diffusion_pytorch_model.bin")
+        if dtype == torch.float16:  # as its users save and name it
+            (tmp_path / "unet" / "diffusion_pytorch_model.bin").unlink()
+            model.half().save_pretrained(tmp_path / "unet", variant="fp16")
         rounded, _ = read(tmp_path, [], prepared=False)
         kernel, exact = (r.weights.params["Conv_0"]["kernel"] for r in (rounded, reading))
         assert kernel.dtype == np.float32
