@@ -32,6 +32,6 @@ def refuse_unknown(file: str, config: Mapping[str, Any], known: Iterable[str]) -
     for key in sorted(map(str, config.keys() - set(known))):
         if not key.startswith("_") and config[key] not in (None, False):
             raise WeightsError(
-                f"{file}: expected settings that are known here, got {printable(key)} {config[key]!r:.80}. Take it out, if the "
-                "weights do not depend on it."
+                f"{file}: expected settings that are known here, got {printable(key)} {config[key]!r:.80}. Take it "
+                "out, if the weights do not depend on it."
             )

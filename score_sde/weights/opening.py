@@ -74,7 +74,7 @@ def _folder(path: Path) -> Found:
     file = _weights_file(unet)
     found = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
     return found._replace(
-        kind=f"diffusers folder ({file.name})",
+        kind=f"diffusers folder ({printable(file.name)})",
         unet=config,
         scheduler=scheduler and _json(scheduler / "scheduler_config.json"),
     )
@@ -86,14 +86,14 @@ def _weights_file(unet: Path) -> Path:
         for suffix in (".safetensors", ".bin"):
             found = sorted(unet.glob(f"{STEM}{variants}{suffix}"))
             if found[1:]:
-                names = ", ".join(path.name for path in found)
+                names = printable(", ".join(path.name for path in found))
                 raise WeightsError(f"{unet}: expected one variant of {STEM}{suffix}, got {names}. Leave one there.")
             if found:
                 return found[0]
     if found := sorted(unet.glob(f"{STEM}*.index*.json")):
         raise WeightsError(
-            f"{unet}: expected weights in one file, got shards, as {found[0].name} says. Load them in diffusers and "
-            "save them with save_pretrained(..., max_shard_size='1TB')."
+            f"{unet}: expected weights in one file, got shards, as {printable(found[0].name)} says. Load them in "
+            "diffusers and save them with save_pretrained(..., max_shard_size='1TB')."
         )
     raise WeightsError(f"{unet}: expected {STEM}.safetensors or {STEM}.bin beside config.json.")
 
