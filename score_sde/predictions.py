@@ -6,13 +6,14 @@ With x_t = alpha x_0 + sigma eps, all usual targets are linear in the data and t
     data      F = x_0                              u = 1         w = 0
     score     F = -eps / sigma                     u = 0         w = -1/sigma
     velocity  F = alpha' x_0 + sigma' eps          u = alpha'    w = sigma'     (the flow's dx/dt given x_0)
+    v         F = alpha eps - sigma x_0              u = -sigma    w = alpha
     EDM's F   F = (sigma x_0/sd - alpha sd eps)/r  r^2 = sigma^2 + alpha^2 sd^2, sd the standard deviation of the data
 
 Together with x_t this is a 2 x 2 system.  Its determinant d = alpha w - sigma u vanishes for no kind, so each converts
 into each:  eps = (alpha F - u x)/d,  x_0 = (w x - sigma F)/d,  score = -eps/sigma.
 
-The velocity of RectifiedFlow is flow matching's eps - x_0; EDM's F with VP and sd = 1 is minus the v of
-Salimans & Ho (2022).  EDM's F is stated by Karras et al. (2022, eq. 7) for alpha = 1; here it is the same for x/alpha.
+The velocity of RectifiedFlow is flow matching's eps - x_0; EDM's F with VP and sd = 1 is minus v.
+EDM's F is stated by Karras et al. (2022, eq. 7) for alpha = 1; here it is the same for x/alpha.
 """
 
 from abc import abstractmethod
@@ -93,6 +94,13 @@ class Velocity(Prediction):
 
     def coefficients(self, sde, t):
         return _slope(sde.alpha, t)[1], _slope(sde.sigma, t)[1]
+
+
+class V(Prediction):
+    """F = alpha(t) eps - sigma(t) x_0, diffusers' v_prediction (Salimans & Ho 2022, appendix D)."""
+
+    def coefficients(self, sde, t):
+        return -sde.sigma(t), sde.alpha(t)
 
 
 class EDM(Prediction):

@@ -30,6 +30,7 @@ PREDICTIONS = {
     "noise": predictions.Noise,
     "data": predictions.Data,
     "velocity": predictions.Velocity,
+    "v": predictions.V,
     "edm": predictions.EDM,
 }
 WEIGHTINGS = {

@@ -110,9 +110,10 @@ def batch_problems(config: Any, devices: int) -> list[str]:
 
 def check_sizes(make: Problems, model: Any) -> bool:
     """Whether the network's numbers can be, which Flax would say in its own terms or not at all."""
-    for name, most in dict(features=WIDEST, ch_mult=WIDEST, attn_resolutions=LARGEST).items():
-        sizes, empty = model[name], name == "attn_resolutions"
-        good = sizes is None or (len(sizes) > 0 or empty) and all(type(n) is int and 0 < n <= most for n in sizes)
+    heights = dict(attn_resolutions=LARGEST, up_attn_resolutions=LARGEST)
+    for name, most in dict(features=WIDEST, ch_mult=WIDEST, **heights).items():
+        sizes, empty, least = model[name], name in heights, int(name != "up_attn_resolutions")
+        good = sizes is None or (len(sizes) > 0 or empty) and all(type(n) is int and least <= n <= most for n in sizes)
         number = "" if empty else "one or more "
         make.check(good, f"model.{name} must be {number}positive whole numbers up to {most}, got {sizes}")
         make.check(sizes is None or len(sizes) <= DEEPEST, f"model.{name} must be at most {DEEPEST} numbers")

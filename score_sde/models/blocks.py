@@ -197,6 +197,7 @@ class AttentionBlock(nn.Module):
 
     out = x + Dense(softmax(q k^T / sqrt(d)) v),  q, k, v = Dense(GN(x)),  divided by sqrt(2) if `skip_rescale`.
     Heads of d = `head_channels` channels each attend on their own; 0: one head of all channels, as published.
+    Without `normed` there is no GN.
 
     Source: Ho et al. 2020, appendix B; Song et al. 2021, appendix H; heads: Vaswani et al. 2017, section 3.2.
     """
@@ -207,6 +208,7 @@ class AttentionBlock(nn.Module):
     dtype: str = "float32"
     norm_groups: int = 0
     norm_eps: float = 1e-6
+    normed: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -217,7 +219,8 @@ class AttentionBlock(nn.Module):
                 f"expected head_channels to divide the width of every level with attention, got {d} for width {c}. "
                 "Use a divisor, or 0 for one head."
             )
-        h = group_norm(c, self.dtype, self.norm_groups, self.norm_eps)(x).reshape(b, height * width, c)
+        h = group_norm(c, self.dtype, self.norm_groups, self.norm_eps)(x) if self.normed else x
+        h = h.reshape(b, height * width, c)
         heads = (b, height * width, c // d, d)
         q, k, v = (dense(c, init_scale=0.1, dtype=self.dtype)(h).reshape(heads) for _ in range(3))
         # scaled here, not as (pixels, pixels) numbers; not by cuDNN's kernel: likelihoods need its forward mode

@@ -40,6 +40,7 @@ CHOICES = {
     "progressive": ("none", "output_skip", "residual"),
     "progressive_input": ("none", "input_skip", "residual"),
     "progressive_combine": ("sum", "cat"),
+    "attend_middle": ("normed", "plain", "none"),
     "dtype": ("float32", "bfloat16"),
 }
 
@@ -67,9 +68,11 @@ class UNet(nn.Module):
     `num_classes` admits class labels below that number, beside a null label, and `augment_dim` real-valued labels that
     say how an image was augmented (Karras et al. 2022, appendix F.2).
 
-    Four fields are for networks that others have trained: `norm_groups` (0: min(channels // 4, 32)) and `norm_eps` of
-    every normalisation; `frequency_endpoint`, whether the positional frequencies reach 1e-4; `symmetric_padding` of the
-    convolutions of stride 2.
+    The next fields are for networks that others have trained: `norm_groups` (0: min(channels // 4, 32)) and `norm_eps`
+    of every normalisation; `frequency_endpoint`, whether the positional frequencies reach 1e-4; `symmetric_padding` of
+    the convolutions of stride 2; `up_attn_resolutions`, the heights with attention on the way up where they are others
+    than on the way down ((0,): none); `attend_middle`, whether the attention in the middle normalises its input
+    ('normed'), does not ('plain'), or is left out ('none').
 
     `center_input` maps images in [0, 1] to [-1, 1] first.  `scale_by_sigma` divides the output by exp(label): the label
     has to be log sigma, which is that of VE and of no other process, and the output is then a score, of size 1/sigma.
@@ -108,6 +111,8 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     frequency_endpoint: bool = True
     symmetric_padding: bool = False
+    up_attn_resolutions: tuple[int, ...] = ()
+    attend_middle: str = "normed"
     dtype: str = "float32"
     remat: bool = False
 
@@ -142,10 +147,7 @@ class UNet(nn.Module):
         attention = partial(AttentionBlock, head_channels=self.head_channels, **common)
         shrink = partial(Downsample, fir_kernel=fir, dtype=self.dtype, symmetric_padding=self.symmetric_padding)
         enlarge = partial(Upsample, fir_kernel=fir, dtype=self.dtype)
-        levels = [
-            (level, self.nf * mult, x.shape[1] >> level in self.attn_resolutions)
-            for level, mult in enumerate(self.ch_mult)
-        ]
+        widths, (attend_down, attend_up) = [self.nf * mult for mult in self.ch_mult], self.attends(x.shape[1])
         label = label.astype(jnp.float32)
         temb = self._embed(label, class_label, augment_label)
 
@@ -174,12 +176,12 @@ class UNet(nn.Module):
         image = 2.0 * image - 1.0 if self.center_input else image
         h = conv(self.nf, dtype=self.dtype)(image)
         skips = [h]
-        for level, width, attend in levels:
+        for level, (width, attend) in enumerate(zip(widths, attend_down, strict=True)):
             for _ in range(self.num_res_blocks):
                 h = residual(h, width)
                 h = run(attention(), h) if attend else h
                 skips.append(h)
-            if level < len(levels) - 1:
+            if level < len(widths) - 1:
                 h = change(h, width, shrink, downsample)
                 if self.progressive_input == "input_skip":
                     image = downsample(image, fir)
@@ -189,11 +191,12 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = residual(h, width)  # the width of the lowest level
-        h = run(attention(), h)
+        if self.attend_middle != "none":
+            h = run(attention(normed=self.attend_middle == "normed"), h)
         h = residual(h, width)
 
         out = None
-        for level, width, attend in reversed(levels):
+        for level, (width, attend) in reversed(list(enumerate(zip(widths, attend_up, strict=True)))):
             for i in range(self.num_res_blocks + 1):
                 h = residual(jnp.concatenate([h, skips.pop()], axis=-1), width)
                 if attend and (self.attend_each_up or i == self.num_res_blocks):
@@ -213,6 +216,13 @@ class UNet(nn.Module):
         if self.scale_by_sigma:
             out = out * jnp.exp(-label)[:, None, None, None]
         return out.astype(x.dtype)
+
+    def attends(self, height: int) -> tuple[list[bool], list[bool]]:
+        """Whether there is attention at each level for images of this height: on the way down, on the way up."""
+        heights = [height >> level for level in range(len(self.ch_mult))]
+        where = (self.attn_resolutions, self.up_attn_resolutions or self.attn_resolutions)
+        down, up = ([h in resolutions for h in heights] for resolutions in where)
+        return down, up
 
     def _embed(self, label: Array, class_label: Array | None, augment_label: Array | None) -> Float[Array, "b e"]:
         """What the blocks are told: the embedded label, through two affine maps, and the class."""

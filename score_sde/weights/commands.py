@@ -22,7 +22,7 @@ from score_sde.modes import prepare, save_config
 from score_sde.reading import printable
 from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.loop import abstract_state, state_of
-from score_sde.weights.conventions import PUBLISHED, config_of, count
+from score_sde.weights.conventions import PUBLISHED, assumed, config_of, count
 from score_sde.weights.errors import WeightsError
 from score_sde.weights.naming import Matched, as_file, match, slots
 from score_sde.weights.opening import CONFIG_KEY, STEP_KEY, UNUSED, Found, open_weights
@@ -40,6 +40,7 @@ class Reading(NamedTuple):
     overrides: dict
     slots: list
     weights: Matched
+    assumed: list[str]  # what the file does not say
 
     def averages(self) -> Matched:
         """The moving averages, which are the weights themselves where there are none."""
@@ -65,7 +66,8 @@ def read(path: Path, flags: list[str], *, prepared: bool) -> tuple[Reading, Run]
     if found.layout != "ours" and not isinstance(net, UNet):
         raise WeightsError(f"{path}: expected model.name=unet in the config, got {config.model.name}.")
     wanted = slots(net, shape, found.layout, cos_first=found.unet is not None and cos_first(found.unet))
-    return Reading(found, config, overrides, wanted, match(wanted, found.tensors, UNUSED)), run
+    fit = match(wanted, found.tensors, UNUSED)
+    return Reading(found, config, overrides, wanted, fit, assumed(found, given, config)), run
 
 
 def _check_blocks(found: Found, config: ConfigDict) -> None:
@@ -93,6 +95,8 @@ def inspect(path: Path, flags: list[str]) -> int:
         there = {k: v for k, v in flatten(config).items() if k.startswith(f"{section}.")}
         told = {k.partition(".")[2]: v for k, v in there.items() if v != fresh[k] or k.endswith(".name")}
         print(f"{section:<12}{printable('  '.join(f'{k}={v}' for k, v in told.items() if v is not None), 1000)}")
+    for note in reading.assumed:
+        print(f"assumed     {note}")
     print(f"images      {run.experiment.shape}")
     print(f"matches     {fit.used} of the network's {len(reading.slots)} tensors")
     for title, names in (
@@ -130,6 +134,8 @@ def import_run(path: Path, workdir: Path, flags: list[str]) -> int:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     print(f"{found.kind} of {len(reading.slots)} tensors, {count(found):,} parameters, step {found.step}: {workdir}")
+    for note in reading.assumed:
+        print(f"  assumed: {note}")
     print(f"  python -m score_sde.main --workdir={workdir} --mode=sample")
     return 0
 

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -10,6 +9,7 @@ from score_sde.config import ConfigError, base_config, from_json, use_preset
 from score_sde.config.trust import Trust
 from score_sde.weights.errors import WeightsError, reason
 from score_sde.weights.opening import UNUSED, Found
+from score_sde.weights.schedulers import read_scheduler
 from score_sde.weights.unet2d import fields
 
 # What a count of parameters says, and the configs that belong to it.
@@ -21,7 +21,11 @@ PUBLISHED = {
     65_574_549: ("NCSN++ for 256x256 pixels", "a config of your own"),
     105_785_896: ("NCSN++ for 1024x1024 pixels", "a config of your own"),
     35_746_307: ("DDPM on CIFAR-10", "configs/ddpm_cifar.py"),
+    35_218_947: ("DDPM on CIFAR-10 as Score-SDE has it", "configs/vp_cifar_ddpm.py"),
 }
+# A folder without a scheduler: the process of DDPM, which is diffusers' default, and its published variance.
+ASSUMED = {"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}
+PREDICTIONS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
 MORE_STEPS = 100_000  # of fine-tuning, unless the command line says otherwise
 
 
@@ -35,13 +39,13 @@ def config_of(
 ) -> ConfigDict:
     """The config of a file at `path`: the `given` one, else its own, else what diffusers' files say.
 
+    The network of a diffusers folder is always what its config.json says: a given config has the rest.
+
     Raises:
         ConfigError: its own names code that is not the user's (`config.trust`).
         WeightsError: the file does not say enough, or something that cannot be expressed.
     """
-    if given is not None:
-        config = given
-    elif found.config is not None:
+    if given is None and found.config is not None:
         try:
             config = from_json(found.config, path, trust=trust)
         except ConfigError:
@@ -50,11 +54,13 @@ def config_of(
             raise WeightsError(f"the config in the header is damaged: {reason(error)}. Give --config.") from error
     elif found.unet is not None:
         try:
-            config = _of_diffusers(found.unet, found.scheduler, sigma_max_given)
+            config = _of_diffusers(found.unet, found.scheduler, given, sigma_max_given)
         except WeightsError:
             raise
         except (ArithmeticError, TypeError, ValueError, KeyError, AttributeError) as error:  # a value of another kind
             raise WeightsError(f"the config of the {found.kind} makes no sense: {reason(error)}.") from error
+    elif given is not None:
+        config = given
     else:
         name, file = PUBLISHED.get(count(found), ("no published network", "a config of your own"))
         raise WeightsError(
@@ -67,12 +73,33 @@ def config_of(
     return config
 
 
-def _of_diffusers(unet: dict, scheduler: dict | None, sigma_max_given: bool) -> ConfigDict:
+def assumed(found: Found, given: ConfigDict | None, config: ConfigDict) -> list[str]:
+    """What a diffusers folder does not say, and what its `config` holds instead: sentences for the user."""
+    if found.unet is None or found.config is not None:
+        return []
+    notes, classes = [], config.model.num_classes
+    if given is None and found.scheduler is None and config.sde.name == "vp":
+        betas = f"{config.sde.beta_min / 1000:g} to {config.sde.beta_max / 1000:g}"
+        notes.append(
+            f"no scheduler_config.json: a noise predictor of DDPM's chain, betas from {betas}; if it is another, "
+            "--config=FILE.py says so"
+        )
+    if classes and classes == found.unet.get("num_class_embeds"):
+        notes.append(
+            f"none of the {classes} classes is the null class: sample with --config.sampling.label; if the last is, "
+            f"--config.model.num_classes={classes - 1}"
+        )
+    return notes
+
+
+def _of_diffusers(unet: dict, scheduler: dict | None, given: ConfigDict | None, sigma_max_given: bool) -> ConfigDict:
+    c = base_config() if given is None else given
     model, (size, _, channels) = fields(unet)
-    c = base_config()
     with c.unlocked():
         for name, value in model.items():
             c.model[name] = value
+        if given is not None:
+            return c
         if (size, channels) == (32, 3):
             c.data.name = "cifar10"
         else:
@@ -86,37 +113,33 @@ def _of_diffusers(unet: dict, scheduler: dict | None, sigma_max_given: bool) -> 
 
 
 def _ddpm(c: ConfigDict, scheduler: dict | None) -> None:
-    """DDPM's chain in continuous time: label 999 t, noise predicted, data in [-1, 1]."""
-    s = {
-        "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
-        "prediction_type": "epsilon", "variance_type": "fixed_small", "clip_sample": True, "trained_betas": None,
-        "timestep_spacing": None,
-    } | ({"variance_type": "fixed_large"} if scheduler is None else scheduler)  # fmt: skip
-    expected = dict(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon", trained_betas=None)
-    for key, value in expected.items():
-        if s[key] != value:
-            raise WeightsError(
-                f"scheduler_config.json: expected {key} {value!r}, got {s[key]!r}. Give --config=FILE.py."
-            )
+    """DDPM's chain in continuous time: label 999 t, data in [-1, 1]."""
+    given = ASSUMED if scheduler is None else scheduler
+    s = read_scheduler(given, ("DDPMScheduler", "DDIMScheduler"))
     c.sde.name, c.sde.beta_min, c.sde.beta_max = "vp", 1000 * s["beta_start"], 1000 * s["beta_end"]
-    c.objective.prediction, c.data.range = "noise", (-1.0, 1.0)
-    use_preset(c, "ddpm")
-    c.sampling.forward_variance = str(s["variance_type"]).startswith("fixed_large")
+    c.objective.prediction, c.data.range = PREDICTIONS[s["prediction_type"]], (-1.0, 1.0)
+    if s["class"] == "DDIMScheduler":
+        use_preset(c, "ddim")
+        c.sampling.grid = "uniform"
+    else:
+        use_preset(c, "ddpm")
+        c.sampling.forward_variance = s["variance_type"] == "fixed_large"
     c.sampling.clip = "static" if s["clip_sample"] else "none"
 
 
 def _ve(c: ConfigDict, scheduler: dict | None, sigma_max_given: bool) -> None:
     """VE with the label log sigma, the score predicted, data in [0, 1], predictor and corrector."""
-    s: dict[str, Any] = {"sigma_min": 0.01, "snr": 0.16, "correct_steps": 1, "sampling_eps": 1e-5} | (scheduler or {})
-    if "sigma_max" not in s and not sigma_max_given:
+    if "sigma_max" not in (scheduler or {}) and not sigma_max_given:
         raise WeightsError(
             "no scheduler_config.json says sigma_max of this VE network: give --config.sde.sigma_max (348 for "
             "CelebA-HQ and FFHQ, 380 for LSUN church, 378 for bedroom, all of 256 pixels; 1348 for 1024)."
         )
-    c.sde.name, c.sde.sigma_min, c.sde.sigma_max = "ve", float(s["sigma_min"]), float(s.get("sigma_max", 50.0))
+    given = {"_class_name": "ScoreSdeVeScheduler", "snr": 0.16, "sigma_max": 50.0} if scheduler is None else scheduler
+    s = read_scheduler(given, ("ScoreSdeVeScheduler",))
+    c.sde.name, c.sde.sigma_min, c.sde.sigma_max = "ve", float(s["sigma_min"]), float(s["sigma_max"])
     c.objective.prediction, c.data.range, c.training.ema_rate = "score", (0.0, 1.0), 0.999
     c.model.fourier_scale = 16.0
     use_preset(c, "song_ve")
-    c.sampling.steps = int(s.get("num_train_timesteps", 2000))
+    c.sampling.steps = int(s["num_train_timesteps"])
     c.sampling.snr, c.sampling.corrector_steps = float(s["snr"]), int(s["correct_steps"])
     c.sampling.t_end = float(s["sampling_eps"])

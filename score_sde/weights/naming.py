@@ -23,6 +23,7 @@ from score_sde.weights.errors import WeightsError
 from score_sde.weights.parts import Part, parts
 
 LAYOUTS = ("ours", "diffusers", "torch", "flax")
+AS_OURS = ("same", "classes")  # the ways to lie in a file whose axes are ours
 
 # Ours -> diffusers', inside a block.
 _RES = {"GroupNorm_0": "norm1", "Conv_0": "conv1", "Dense_0": "time_emb_proj", "GroupNorm_1": "norm2"}
@@ -41,7 +42,8 @@ _FLAX = {
 
 class Slot(NamedTuple):
     """One of our tensors: its path and shape, the names that it may have in a file, and how it lies there: as 'same',
-    'torch' (axes reversed, from (out, in, ...)), 'flipped' (that, and the two halves of the inputs swapped)."""
+    'torch' (axes reversed, from (out, in, ...)), 'flipped' (that, and the two halves of the inputs swapped), 'classes'
+    (a table of embeddings, whose last row, of the null class, may be absent: zeros)."""
 
     path: str
     shape: tuple[int, ...]
@@ -88,7 +90,13 @@ def slots(net: UNet, shape: tuple[int, ...], layout: str, *, cos_first: bool = F
         counters[part.kind] += 1
         for path, size in below.get(part.ours, []) if part.ours else []:
             inside, _, leaf = path.partition("/")[2].rpartition("/")
-            if layout == "diffusers":
+            if part.kind == "classes":
+                if layout != "diffusers":
+                    raise WeightsError(
+                        f"expected model.num_classes 0, as Score-SDE's networks know no classes, got {net.num_classes}."
+                    )
+                names = [(f"{part.place}.weight", "classes")]
+            elif layout == "diffusers":
                 names = [_torch(name, leaf) for name in _in_diffusers(part, inside)]
             elif layout == "torch":
                 names = [(f"all_modules.{index}.{name}", how) for name, how in _in_score_sde(part, inside, leaf, True)]
@@ -157,20 +165,24 @@ def match(wanted: list[Slot], tensors: Mapping[str, Any], unused: frozenset[str]
 
 
 def _file_shape(shape: tuple[int, ...], how: str) -> tuple[int, ...]:
-    if how == "same":
+    if how in AS_OURS:
         return shape
     return (shape[-1], shape[-2], *shape[:-2])
 
 
 def _fits(there: tuple[int, ...], shape: tuple[int, ...], how: str) -> bool:
     """Whether a tensor of a file can become one of `shape`: but for axes of 1 (old norms are (1, 1, 1, C))."""
+    if how == "classes" and there == (shape[0] - 1, *shape[1:]):
+        return True
     trim = lambda s: tuple(n for n in s if n != 1)  # noqa: E731
     return trim(there) == trim(_file_shape(shape, how))
 
 
 def _placed(value: np.ndarray, shape: tuple[int, ...], how: str) -> np.ndarray:
     """A tensor of a file that fits, as ours."""
-    if how == "same":
+    if how == "classes" and len(value) < shape[0]:
+        return np.pad(value, ((0, 1), (0, 0)))
+    if how in AS_OURS:
         return value.reshape(shape)
     value = value.reshape(_file_shape(shape, how))
     value = np.moveaxis(value, (0, 1), (-1, -2))
@@ -186,5 +198,5 @@ def as_file(wanted: list[Slot], params: Mapping[str, Any]) -> dict[str, np.ndarr
         name, how = slot.names[0]
         value = np.asarray(flat[slot.path], np.float32)
         value = np.roll(value, -(value.shape[0] // 2), axis=0) if how == "flipped" else value
-        tensors[name] = np.ascontiguousarray(value if how == "same" else np.moveaxis(value, (-1, -2), (0, 1)))
+        tensors[name] = np.ascontiguousarray(value if how in AS_OURS else np.moveaxis(value, (-1, -2), (0, 1)))
     return tensors

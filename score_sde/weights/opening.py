@@ -16,6 +16,7 @@ from score_sde.weights.pickles import read_torch
 from score_sde.weights.tensors import is_safetensors, read_safetensors
 
 CONFIG_KEY, STEP_KEY = "score_sde_config", "score_sde_step"  # in the header of our safetensors
+STEM = "diffusion_pytorch_model"  # of the weights in a diffusers folder
 UNUSED = frozenset({"sigmas"})  # the table of noise levels that score_sde_pytorch saves with its networks
 
 
@@ -70,16 +71,31 @@ def _folder(path: Path) -> Found:
     if "config" in config:
         raise WeightsError(f"{path} is a workdir of score_sde. Use it with --workdir, or export it.")
     scheduler = next((p for p in (path / "scheduler", path, path.parent / "scheduler") if _has_scheduler(p)), None)
-    stem = unet / "diffusion_pytorch_model"
-    if (file := stem.with_suffix(".safetensors")).is_file():
-        found = _safetensors(file)
-    elif (file := stem.with_suffix(".bin")).is_file():
-        found = _torch_file(file)
-    else:
-        raise WeightsError(f"{unet}: expected {stem.name}.safetensors or {stem.name}.bin beside config.json.")
+    file = _weights_file(unet)
+    found = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
     return found._replace(
-        kind="diffusers folder", unet=config, scheduler=scheduler and _json(scheduler / "scheduler_config.json")
+        kind=f"diffusers folder ({printable(file.name)})",
+        unet=config,
+        scheduler=scheduler and _json(scheduler / "scheduler_config.json"),
     )
+
+
+def _weights_file(unet: Path) -> Path:
+    """The weights of a diffusers folder: whole precision before a variant, such as fp16, of which there must be one."""
+    for variants in ("", ".*"):
+        for suffix in (".safetensors", ".bin"):
+            found = sorted(unet.glob(f"{STEM}{variants}{suffix}"))
+            if found[1:]:
+                names = printable(", ".join(path.name for path in found))
+                raise WeightsError(f"{unet}: expected one variant of {STEM}{suffix}, got {names}. Leave one there.")
+            if found:
+                return found[0]
+    if found := sorted(unet.glob(f"{STEM}*.index*.json")):
+        raise WeightsError(
+            f"{unet}: expected weights in one file, got shards, as {printable(found[0].name)} says. Load them in "
+            "diffusers and save them with save_pretrained(..., max_shard_size='1TB')."
+        )
+    raise WeightsError(f"{unet}: expected {STEM}.safetensors or {STEM}.bin beside config.json.")
 
 
 def _has_scheduler(folder: Path) -> bool:

@@ -26,8 +26,8 @@ CLASSES = {
 
 
 class Part(NamedTuple):
-    """kind: a key of CLASSES; ours: its name in the parameters, None without any; place: diffusers' name, None where
-    it has no such part; listed: whether Score-SDE's `all_modules` counts it."""
+    """kind: a key of CLASSES, or 'classes'; ours: its name in the parameters, None without any; place: diffusers' name,
+    None where it has no such part; listed: whether Score-SDE's `all_modules` counts it."""
 
     kind: str
     ours: str | None
@@ -54,11 +54,13 @@ def parts(net: UNet, size: int) -> Iterator[Part]:
         yield part("fourier", "time_proj")
     yield part("dense", "time_embedding.linear_1")
     yield part("dense", "time_embedding.linear_2")
+    if net.num_classes:
+        yield Part("classes", "classes", "class_embedding", listed=False)
     yield part("conv", "conv_in")
 
     last = len(net.ch_mult) - 1
-    attends = [size >> level in net.attn_resolutions for level in range(last + 1)]
-    for level, attend in enumerate(attends):
+    attend_down, attend_up = net.attends(size)
+    for level, attend in enumerate(attend_down):
         at = f"down_blocks.{level}"
         for j in range(net.num_res_blocks):
             yield part("res", f"{at}.resnets.{j}")
@@ -73,10 +75,11 @@ def parts(net: UNet, size: int) -> Iterator[Part]:
                 yield part("down")
 
     yield part("res", "mid_block.resnets.0")
-    yield part("attention", "mid_block.attentions.0")
+    if net.attend_middle != "none":
+        yield part("attention", "mid_block.attentions.0")
     yield part("res", "mid_block.resnets.1")
 
-    for level, attend in reversed(list(enumerate(attends))):
+    for level, attend in reversed(list(enumerate(attend_up))):
         at = f"up_blocks.{last - level}"
         for j in range(net.num_res_blocks + 1):
             yield part("res", f"{at}.resnets.{j}")

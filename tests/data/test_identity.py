@@ -63,4 +63,3 @@ def test_a_source_of_ones_own_is_probed_and_may_be_random():
         return x + rng.integers(100, size=x.shape)
 
     assert fingerprint(Own(change=noisy)) == fingerprint(Own(change=noisy)) != fingerprint(Own(X[1:], noisy))
-

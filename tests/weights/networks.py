@@ -36,13 +36,14 @@ def write_config(path, fields, *, ve=False, size=8, channels=3):
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(net, params, x, label):
-    return net.apply({"params": params}, x, label)
+def _apply(net, params, x, label, classes):
+    return net.apply({"params": params}, x, label, classes)
 
 
-def predict(net, params, x, label):
+def predict(net, params, x, label, classes=None):
     """The network's output for images that share a label; compiled once per network."""
-    return np.asarray(_apply(net, params, jnp.asarray(x), jnp.full(len(x), label, jnp.float32)))
+    classes = None if classes is None else jnp.asarray(classes)
+    return np.asarray(_apply(net, params, jnp.asarray(x), jnp.full(len(x), label, jnp.float32), classes))
 
 
 def distance(got, want):

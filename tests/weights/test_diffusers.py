@@ -11,6 +11,8 @@ import pytest
 
 from score_sde.weights.__main__ import main
 from score_sde.weights.commands import read
+from score_sde.weights.naming import as_file, slots
+from score_sde.weights.unet2d import diffusers_config
 from tests.weights.networks import distance, predict, restored
 
 pytestmark = pytest.mark.interop
@@ -73,11 +75,12 @@ def make(options, folder=None, scheduler=None):
     return model
 
 
-def theirs(model, x, label):
+def theirs(model, x, label, classes=None):
     import torch
 
+    classes = None if classes is None else torch.tensor(classes)
     with torch.no_grad():
-        out = model(torch.tensor(x).permute(0, 3, 1, 2), torch.full((len(x),), label)).sample
+        out = model(torch.tensor(x).permute(0, 3, 1, 2), torch.full((len(x),), label), classes).sample
     return out.permute(0, 2, 3, 1).numpy()
 
 
@@ -113,6 +116,38 @@ def test_small_networks_in_and_out(kind, tmp_path):
                     theirs(model, np.ones((2, *shape), np.float32), 7.0)) < 1e-5  # fmt: skip
 
 
+DOWN, UP = ["DownBlock2D", "AttnDownBlock2D"], ["UpBlock2D", "AttnUpBlock2D"]
+OPTIONS = {
+    "all at once": dict(resnet_time_scale_shift="scale_shift", num_class_embeds=3, down_block_types=DOWN,
+                        up_block_types=UP, freq_shift=0),
+    "normed in the middle": dict(resnet_time_scale_shift="scale_shift", attn_norm_num_groups=32, attention_head_dim=8,
+                                 down_block_types=DOWN[:1] * 2, up_block_types=UP[1:] * 2),
+    "no attention in the middle": dict(add_attention=False, down_block_types=DOWN[::-1], up_block_types=UP[:1] * 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_other_options_in_and_out(kind, tmp_path):
+    import torch
+
+    options = DDPM | OPTIONS[kind]
+    model = make(options, tmp_path)
+    reading, run = read(tmp_path, [], prepared=False)
+    net, params, shape = run.experiment.network, reading.weights.params, run.experiment.shape
+    assert not reading.weights.unexpected
+    back = diffusers().UNet2DModel(**diffusers_config(net, shape)).eval()
+    tensors = as_file(slots(net, shape, "diffusers"), params)
+    back.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()})
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    classes = np.array([0, 2]) if net.num_classes else None
+    want = theirs(model, x, 10.0, classes)
+    assert distance(predict(net, params, x, 10.0, classes), want) < 1e-5
+    assert distance(theirs(back, x, 10.0, classes), want) < 1e-5
+    if net.num_classes:  # the null class of ours adds nothing
+        model.class_embedding.weight.data[0] = 0
+        assert distance(predict(net, params, x, 10.0), theirs(model, x, 10.0, 0 * classes)) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FULL)
 def test_full_size(kind, tmp_path):
@@ -145,6 +180,9 @@ def test_old_names_and_a_state_dict_of_torch(tmp_path):
     compare(model, run.experiment.network, reading.weights.params, (16, 16, 3), (10.0,))
     for dtype, tolerance in ((torch.bfloat16, 2**-8), (torch.float16, 2**-11)):
         torch.save({k: v.to(dtype) for k, v in old.items()}, tmp_path / "unet" / "diffusion_pytorch_model.bin")
+        if dtype == torch.float16:  # as its users save and name it
+            (tmp_path / "unet" / "diffusion_pytorch_model.bin").unlink()
+            model.half().save_pretrained(tmp_path / "unet", variant="fp16")
         rounded, _ = read(tmp_path, [], prepared=False)
         kernel, exact = (r.weights.params["Conv_0"]["kernel"] for r in (rounded, reading))
         assert kernel.dtype == np.float32
@@ -170,7 +208,14 @@ def test_conventions_of_ddpm_travel(tmp_path):
 def test_conventions_of_ve_travel(tmp_path):
     make(NCSNPP, tmp_path)
     (tmp_path / "scheduler").mkdir()
-    scheduler = dict(num_train_timesteps=2000, sigma_min=0.01, sigma_max=380.0, snr=0.075, correct_steps=1)
+    scheduler = dict(
+        _class_name="ScoreSdeVeScheduler",
+        num_train_timesteps=2000,
+        sigma_min=0.01,
+        sigma_max=380.0,
+        snr=0.075,
+        correct_steps=1,
+    )
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     _, run = read(tmp_path, [], prepared=False)
     sde, how = run.experiment.sde, run.sampling.solve.keywords
