@@ -24,6 +24,11 @@ class SolveStats(Frozen):
     converged: Array
 
 
+def import_solvers() -> None:
+    """Import diffrax before a function that uses it is traced: jax 0.12 compiles again what was traced meanwhile."""
+    import diffrax  # noqa: F401
+
+
 def single_sample(field: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     """A batched field (x (B, *event), t (B,)) as one of a single sample (x (*event), t ())."""
     return lambda x, t: field(x[None], t[None])[0]
@@ -43,15 +48,15 @@ def split_norm(parts: tuple[Array, Array]) -> Array:
     return jnp.maximum(rms(state), jnp.max(jnp.abs(densities)))
 
 
-def first_step(sde: AffineSDE, t0: Number, t1: Number) -> Array:
-    """The step from t0 towards t1 in which the log-SNR changes by 1: the scale on which the flow of any SDE is smooth.
+def first_step(sde: AffineSDE, t0: Number, t1: Number, change: Number = 1.0) -> Array:
+    """The step from t0 towards t1 in which the log-SNR changes by 1, or by `change`: the flow of any SDE is smooth so.
 
     A share of the interval can be too long where the noise sets in: VP's first thousandth holds 5 units of log-SNR,
     and on a learned score each solve then begins with five to eight rejected steps
     (`experiments/likelihood_speed.py`).  An exact score can bear them: there it takes a step or two more.
     """
     t0, t1 = jnp.asarray(t0), jnp.asarray(t1)
-    step = sde.inverse_log_snr(sde.log_snr(t0) - jnp.sign(t1 - t0)) - t0
+    step = sde.inverse_log_snr(sde.log_snr(t0) - change * jnp.sign(t1 - t0)) - t0
     return jnp.sign(t1 - t0) * jnp.clip(jnp.abs(step), 1e-6 * jnp.abs(t1 - t0), jnp.abs(t1 - t0))
 
 
@@ -104,12 +109,15 @@ def solve(
     step: Number | None = None,
     solver: Any = None,
     max_steps: int = 4096,
+    growth: Number = 10.0,
 ) -> tuple[Any, SolveStats]:
     """y(t1) of dy/dt = field(t, y), y(t0) = y0 (any pytree), with adaptive steps; map it over samples for their own.
 
     A step is accepted where norm(error / (atol + rtol |y|)) <= 1.  `step` is the first one, a thousandth of the
     interval unless given (see `first_step`).  `solver` is any explicit solver of diffrax with an embedded error
-    estimate, Tsit5 unless given.  Nothing is raised: the statistics say whether the end was reached.
+    estimate, Tsit5 unless given.  A step is at most `growth` times the one before it: of an error so small that more
+    would be allowed, rounding may be the larger part.  Nothing is raised: the statistics say whether the end was
+    reached.
     """
     import diffrax
 
@@ -128,7 +136,7 @@ def solve(
         t1,
         jnp.asarray(1e-3 * (t1 - t0) if step is None else step, dtype),  # diffrax takes 0.01, whatever the interval
         y0,
-        stepsize_controller=diffrax.PIDController(rtol, atol, norm=norm),
+        stepsize_controller=diffrax.PIDController(rtol, atol, norm=norm, factormax=growth),
         saveat=diffrax.SaveAt(t1=True),
         max_steps=max_steps,
         throw=False,

@@ -23,6 +23,7 @@ A process of your own is a subclass with two methods; fields are numbers, traced
 2.0
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from score_sde.arguments import describe
 from score_sde.arrays import expand, normal, sample_keys, sum_event
 from score_sde.trees import Frozen, Number, is_concrete
 
@@ -45,6 +47,26 @@ def _slope(f: Callable, t: Array) -> tuple[Array, Array]:
     return jax.jvp(f, (t,), (jnp.ones_like(t),))
 
 
+def _like_times(method: Callable) -> Callable:
+    """alpha or sigma of a process, as an array like t: a constant may be given as one number."""
+
+    @functools.wraps(method)
+    def call(self, t):
+        value, shape, dtype = method(self, t), jnp.shape(t), jnp.result_type(t)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return value
+        if isinstance(value, (int, float)) or (hasattr(value, "dtype") and value.shape == ()):
+            value = jnp.full(shape, value, dtype)
+        if not hasattr(value, "dtype") or (value.shape, value.dtype) != (shape, dtype):
+            raise TypeError(
+                f"expected {type(self).__name__}.{method.__name__}(t) of shape {shape} and dtype {dtype} like t, "
+                f"got {describe(value)}."
+            )
+        return value
+
+    return call
+
+
 class AffineSDE(Frozen):
     """dx = a(t) x dt + g(t) dw on t in (0, T]; data at 0, noise at T.  A subclass states `alpha(t)` and `sigma(t)`.
 
@@ -53,6 +75,12 @@ class AffineSDE(Frozen):
     """
 
     T = 1.0  # plain class attributes: a subclass may make fields or properties of them
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name in ("alpha", "sigma"):
+            if name in vars(cls):
+                setattr(cls, name, _like_times(vars(cls)[name]))
 
     @property
     def t_min(self) -> Number:
@@ -178,14 +206,24 @@ def check_score(score: Score, shape: tuple[int, ...], dtype: Any = None) -> None
             part.check_inputs(x)
 
 
-def check_time(sde: AffineSDE, name: str, t: Number) -> None:
+def check_time(sde: AffineSDE, name: str, t: Number, remedy: str = "") -> None:
     """Raise ValueError where a time, if concrete, lies outside [sde.t_min, sde.t_max] (to rounding of float32)."""
     limits = (sde.t_min, sde.t_max, t)
     if not is_concrete(limits):  # inside a jit even constants may be traced
         return
     low, high, t = map(float, limits)
     if not low * (1 - 1e-6) <= t <= high * (1 + 1e-6):
-        raise ValueError(f"{name} must be in [t_min, t_max] = [{low:g}, {high:g}] of {type(sde).__name__}, got {t:g}.")
+        limits = f"[t_min, t_max] = [{low:g}, {high:g}] of {type(sde).__name__}"
+        raise ValueError(f"{name} must be in {limits}, got {t:g}.{remedy}")
+
+
+def check_falling(t_start: Number, t_end: Number) -> None:
+    """Raise ValueError where a solve from noise to data, if its times are concrete, would not go towards the data."""
+    if is_concrete((t_start, t_end)) and not float(t_start) > float(t_end):
+        raise ValueError(
+            f"expected t_start above t_end, from noise to data, got t_start={t_start:g} and t_end={t_end:g}. "
+            "For the way from data to noise use encode or encode_adaptive."
+        )
 
 
 def _positive(sde: AffineSDE, *names: str) -> None:
@@ -260,6 +298,13 @@ class VP(AffineSDE):
         if not np.all(np.asarray(self.beta_max) >= np.asarray(self.beta_min)):
             raise ValueError(
                 f"{type(self).__name__}: beta_max must be at least beta_min, got {self.beta_max} and {self.beta_min}."
+            )
+        # Solvers square alpha; it is e^(-(beta_min + beta_max)/4) at t = 1.
+        least = 0.5 * np.log(float(jnp.finfo(jnp.result_type(float)).tiny))
+        if not np.all(0.25 * (np.asarray(self.beta_max) + np.asarray(self.beta_min)) <= -least):
+            raise ValueError(
+                f"{type(self).__name__}: beta_min + beta_max must be at most {-4 * least:.0f}, beyond which "
+                f"{jnp.result_type(float)} does not hold alpha(1)^2, got {self.beta_min} and {self.beta_max}."
             )
 
     def beta(self, t: Times) -> Times:

@@ -25,7 +25,7 @@ class Room:
 
 
 # Each floor may use the floors below it; rooms of one floor do not know each other.
-GROUND = {"arrays", "derivatives", "trees"}
+GROUND = {"arguments", "arrays", "derivatives", "trees"}
 SDES = GROUND | {"sdes"}
 TARGETS = SDES | {"predictions", "analytic", "discrete"}
 FLOW = TARGETS | {"flow"}
@@ -42,6 +42,7 @@ WALLS = {
     # room            rooms of score_sde         packages                                inside functions only
     # maths
     "trees":       Room(set(),                   JAX,                                    ODE),
+    "arguments":   Room({"trees"},               JAX,                                    ODE),
     "arrays":      Room({"trees"},               JAX,                                    ODE),
     "derivatives": Room(set(),                   JAX,                                    ODE),
     "sdes":        Room(GROUND,                  JAX,                                    ODE),

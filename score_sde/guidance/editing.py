@@ -7,10 +7,11 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
+from score_sde.arguments import checked
 from score_sde.arrays import fold_in, normal, sample_keys
 from score_sde.sampling import grids
 from score_sde.sampling.encoding import encode
-from score_sde.sampling.loop import PRIOR, check_shape, sample
+from score_sde.sampling.loop import PRIOR, sample
 from score_sde.sampling.multistep import UniPC
 from score_sde.sampling.results import Samples
 from score_sde.sampling.sampler import Sampler
@@ -18,6 +19,7 @@ from score_sde.sdes import AffineSDE, Score, check_time
 from score_sde.trees import Number
 
 
+@checked
 def sdedit(
     key: Array, sde: AffineSDE, score: Score, x: Float[Array, "b ..."], t_start: Number, **options: Any
 ) -> Samples:
@@ -41,12 +43,12 @@ def sdedit(
     [1.0, -1.0]
     """
     check_time(sde, "t_start", t_start)
-    check_shape(x, x.shape)
     t = jax.numpy.full(x.shape[:1], t_start, x.dtype)
     noise = normal(fold_in(sample_keys(key, len(x)), PRIOR), x)
     return sample(key, sde, score, x.shape, x_init=sde.perturb(x, noise, t), t_start=t_start, **options)
 
 
+@checked
 def translate(
     sde: AffineSDE,
     source: Score,

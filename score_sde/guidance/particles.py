@@ -21,13 +21,14 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from score_sde import trees
+from score_sde.arguments import checked
 from score_sde.arrays import fold_in, normal, repeated, sample_keys, sum_event
 from score_sde.derivatives import refuse
 from score_sde.guidance.guided import Tilted
 from score_sde.guidance.inverse import DPS
 from score_sde.sampling import grids
-from score_sde.sampling.loop import check_shape, make_times, start_from_prior
-from score_sde.sdes import AffineSDE, check_score
+from score_sde.sampling.loop import make_times, start_from_prior
+from score_sde.sdes import AffineSDE, Score, check_score
 from score_sde.trees import Frozen, Number, is_concrete
 
 
@@ -68,10 +69,11 @@ class Particles(Frozen):
         return self
 
 
+@checked
 def sample_smc(
     key: Array,
     sde: AffineSDE,
-    guided: Tilted,
+    guided: Score,
     shape: tuple[int, ...],
     *,
     particles: int = 64,
@@ -107,9 +109,6 @@ def sample_smc(
         )
     if isinstance(guided, DPS) and guided.step is not None:
         raise ValueError("expected dps with noise=, whose likelihood the weights are of; got one with step=.")
-    if particles < 1:
-        raise ValueError(f"particles must be at least 1, got {particles}.")
-    check_shape(None, shape)
     check_score(guided, shape)
     times = make_times(sde, grid, steps, t_start, sde.t_sampling if t_end is None else t_end)
     return _solve_smc(key, tuple(shape), sde, guided, times, particles, threshold).raise_if_bad()

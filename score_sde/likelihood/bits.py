@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
+from score_sde.arguments import checked
 from score_sde.arrays import fold_in, sample_keys
 from score_sde.likelihood.bounds import Bound
 from score_sde.likelihood.density import LogProb, log_prob
@@ -35,6 +36,7 @@ class BitsPerDim(Frozen):
     standard_error: Float[Array, " b"]
 
 
+@checked
 def bits_per_dim(result: LogProb | Bound, *, levels: int, data_range: tuple[float, float] = (-1.0, 1.0)) -> BitsPerDim:
     """Log-densities of dequantised data as bits per dimension (an upper bound in expectation over the noise).
 
@@ -51,6 +53,7 @@ def bits_per_dim(result: LogProb | Bound, *, levels: int, data_range: tuple[floa
     return BitsPerDim(offset - scale * result.nats, scale * result.standard_error)
 
 
+@checked
 def importance_weighted(
     key: Array,
     sde: AffineSDE,
@@ -76,8 +79,6 @@ def importance_weighted(
         ValueError: draws < 1; a divergence whose standard error is not known or not below 0.1 nats for some sample: its
             noise would make the bound too good.  Use ExactDivergence, more probes, or draws=1.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}.")
     keys, nats, errors = sample_keys(key, x.shape[0]), [], []
     for k in range(draws):
         draw_keys = fold_in(keys, k)

@@ -22,6 +22,7 @@ from jax import Array
 from jaxtyping import Float
 
 from score_sde import trees
+from score_sde.arguments import checked
 from score_sde.arrays import expand, fold_in, normal, sample_keys, sum_event
 from score_sde.discrete import Chain
 from score_sde.likelihood.dequantisation import Cells
@@ -54,12 +55,14 @@ class Bound(Frozen):
     of_levels: bool = static(False)
 
 
+@checked
 def prior_kl(sde: AffineSDE, x: State) -> Nats:
     """KL(q(x_T | x) || prior) = alpha^2 |x|^2/(2 sigma^2) at t_max, in nats; its mean bounds KL(p_T || prior)."""
     t = jnp.asarray(sde.t_max, x.dtype)
     return _prior_kl(sde.alpha(t), sde.sigma(t), x)
 
 
+@checked
 def discrete_bound(
     key: Array,
     sde: AffineSDE,
@@ -100,11 +103,11 @@ def discrete_bound(
         variance = first if variance == "forward" else jnp.concatenate([first[:1], chain.variance_posterior[1:]])
     if variance.shape != (chain.steps,):
         raise ValueError(f"expected a variance of shape {(chain.steps,)}, one per level, got {variance.shape}.")
-    _check(repeats=repeats)
     prior_std = chain.sigma[-1] if prior_std is None else jnp.asarray(prior_std, x.dtype)
     return _discrete_bound(key, sde, score, x, chain, chain.times(sde), variance, repeats, cells, prior_std)
 
 
+@checked
 def optimal_variances(key: Array, sde: AffineSDE, score: Score, x: State, *, chain: Chain) -> Float[Array, " t"]:
     """w_i + c_i^2 E|x_0 - D(x_i)|^2/d over data x: the variances (T,) that make the discrete bound largest.
 
@@ -113,6 +116,7 @@ def optimal_variances(key: Array, sde: AffineSDE, score: Score, x: State, *, cha
     return _optimal_variances(key, sde, score, x, chain, chain.times(sde))
 
 
+@checked
 def continuous_bound(
     key: Array,
     sde: AffineSDE,
@@ -138,14 +142,7 @@ def continuous_bound(
     """
     t_start = sde.t_min if t_start is None else t_start
     check_time(sde, "t_start", t_start)
-    _check(draws=draws, repeats=repeats)
     return _continuous_bound(key, sde, score, x, t_start, draws, repeats, cells)
-
-
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
 
 
 def _prior_kl(alpha: Array, sigma: Array, x: State) -> Nats:

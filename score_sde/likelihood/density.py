@@ -22,8 +22,9 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from score_sde import trees
+from score_sde.arguments import checked
 from score_sde.arrays import of_sample, sample_keys
-from score_sde.flow import single_sample, solve, split_norm
+from score_sde.flow import import_solvers, single_sample, solve, split_norm
 from score_sde.likelihood.divergence import Divergence, Hutchinson
 from score_sde.sdes import AffineSDE, Score, check_score, check_time
 from score_sde.trees import Frozen, Number, is_concrete
@@ -51,6 +52,7 @@ class LogProb(Frozen):
         return self.latent[0].size
 
 
+@checked
 def log_prob(
     key: Array | None,
     sde: AffineSDE,
@@ -117,6 +119,7 @@ def log_prob(
         raise ValueError("expected finite data, got nan or infinite values in x.")
     check_score(score, x.shape, x.dtype)
     keys = sample_keys(key, x.shape[0])
+    import_solvers()
     return _log_prob(
         keys,
         sde,

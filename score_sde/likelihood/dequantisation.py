@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Integer
 
+from score_sde.arguments import checked
 from score_sde.arrays import sample_keys
 from score_sde.trees import Frozen, is_concrete, static
 
@@ -48,21 +49,38 @@ def check_levels(levels: int, data_range: tuple[float, float]) -> None:
         )
 
 
+@checked
 def dequantise(
     key: Array, x: Integer[Array, "b ..."], *, levels: int, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Float[Array, "b ..."]:
     """Grey levels (B, *event) in 0..levels-1 as uniformly dequantised data in `data_range`.
 
-    `key` is one key (sample i takes `fold_in(key, i)`) or an array of B keys.
+    `key` is one key (sample i takes `fold_in(key, i)`) or an array of B keys.  `quantise` gives the levels back.
+
+    Raises: ValueError for levels out of range, and for cells finer than some 30 roundings.
     """
     check_levels(levels, data_range)
     if is_concrete(x) and not bool(((np.asarray(x) >= 0) & (np.asarray(x) < levels)).all()):
         raise ValueError(f"expected grey levels in 0..{levels - 1}, got {np.min(x)} to {np.max(x)}.")
-    low, high = data_range
     u = jax.vmap(lambda key, x: jax.random.uniform(key, x.shape))(sample_keys(key, x.shape[0]), x)
-    return low + (high - low) / levels * (x.astype(u.dtype) + u)
+    return _place(x, u, levels, data_range)
 
 
+def _place(k: Array, u: Array, levels: int, data_range: tuple[float, float]) -> Array:
+    """low + (high - low)(k + u)/levels, kept off the cell's ends by what rounding may add here and in `quantise`."""
+    low, high = data_range
+    width = (high - low) / levels
+    margin = float(jnp.finfo(u.dtype).eps) * (4 * (high - low) + 2 * max(abs(low), abs(high)))
+    if 4 * margin > width:
+        raise ValueError(
+            f"expected cells that {u.dtype} resolves, got {levels} levels on {data_range}. "
+            "Use fewer levels, or a range about 0."
+        )
+    left = low + width * k.astype(u.dtype)
+    return jnp.clip(left + width * u, left + margin, left + (width - margin))
+
+
+@checked
 def quantise(
     x: Float[Array, "b ..."], *, levels: int, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> Integer[Array, "b ..."]:

@@ -7,10 +7,12 @@ from jaxtyping import Float
 
 from score_sde import trees
 from score_sde.analytic import Target
+from score_sde.arguments import checked
 from score_sde.arrays import expand, fold_in, mean_event, norm, normal, sample_keys, sum_event
 from score_sde.sdes import AffineSDE, Score, evaluate
 
 
+@checked
 def bound_by_noise_level(
     key: Array, sde: AffineSDE, score: Score, x: Float[Array, "b ..."], *, bins: int = 50
 ) -> tuple[Float[Array, " bins"], Float[Array, " bins"]]:
@@ -19,8 +21,6 @@ def bound_by_noise_level(
     The integral 1/2 E|eps_hat - eps|^2 d log-SNR of `continuous_bound`, bin by bin over [t_min, t_max] in equal steps
     of log-SNR, one evaluation each; their sum is its `diffusion`.  Divide by D log 2 for bits/dim.
     """
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}.")
     return _bound_by_noise_level(key, sde, score, x, bins)
 
 
@@ -44,6 +44,7 @@ def _bound_by_noise_level(key, sde, score, x, bins):
     return starts + 0.5 * width, jax.lax.map(one, (jnp.arange(bins), starts))
 
 
+@checked
 def score_error(
     key: Array, sde: AffineSDE, score: Score, target: Target, times: Float[Array, " n"], *, samples: int = 1024
 ) -> Float[Array, " n"]:
@@ -62,6 +63,7 @@ def score_error(
     return jax.lax.map(one, (jnp.arange(times.size), times))
 
 
+@checked
 def energy_distance(a: Float[Array, "n ..."], b: Float[Array, "m ..."]) -> Float[Array, ""]:
     """2 E|a - b| - E|a - a'| - E|b - b'|, an unbiased estimate: 0 for samples of one law (Szekely & Rizzo 2013).
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from score_sde.arguments import checked
 from score_sde.arrays import mean_event
 from score_sde.objectives.times import TimeSampler, Uniform
 from score_sde.objectives.weightings import SigmaSquared, Weighting
@@ -12,6 +13,7 @@ from score_sde.predictions import Noise, Predict, Prediction
 from score_sde.sdes import AffineSDE
 
 
+@checked
 def denoising_score_matching(
     key: Array,
     sde: AffineSDE,

@@ -10,17 +10,19 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from score_sde.arguments import checked
 from score_sde.arrays import expand, sum_event
 from score_sde.sampling import grids
 from score_sde.sampling.adaptive import sample_adaptive
-from score_sde.sampling.loop import check_shape, make_times, solve_from
+from score_sde.sampling.loop import make_times, solve_from
 from score_sde.sampling.multistep import UniPC
 from score_sde.sampling.results import Samples
 from score_sde.sampling.sampler import Sampler
 from score_sde.sdes import AffineSDE, Score, check_score, check_time
-from score_sde.trees import Number
+from score_sde.trees import Number, is_concrete
 
 
+@checked
 def encode(
     sde: AffineSDE,
     score: Score,
@@ -56,7 +58,6 @@ def encode(
         raise ValueError(f"encoding needs a deterministic sampler, got {type(sampler).__name__}, which draws noise.")
     t_start = sde.t_sampling if t_start is None else t_start
     t_end = sde.t_max if t_end is None else t_end
-    check_shape(x, x.shape)
     check_score(score, x.shape, x.dtype)
     check_time(sde, "t_start", t_start)
     check_time(sde, "t_end", t_end)
@@ -64,6 +65,7 @@ def encode(
     return solve_from(sde, score, x, sampler, times)
 
 
+@checked
 def encode_adaptive(
     sde: AffineSDE,
     score: Score,
@@ -78,12 +80,15 @@ def encode_adaptive(
 ) -> Samples:
     """As `encode`, by an adaptive solver of diffrax with step sizes per sample (see `sample_adaptive`)."""
     t_start, t_end = sde.t_sampling if t_start is None else t_start, sde.t_max if t_end is None else t_end
+    if is_concrete((t_start, t_end)) and not float(t_start) < float(t_end):
+        raise ValueError(f"expected t_start below t_end, from data to noise, got {t_start:g} and {t_end:g}.")
     return sample_adaptive(
         jax.random.key(0), sde, score, x.shape,
         rtol=rtol, atol=atol, t_start=t_start, t_end=t_end, x_init=x, solver=solver, max_steps=max_steps,
     )  # fmt: skip
 
 
+@checked
 def interpolate(
     a: Float[Array, "b ..."], b: Float[Array, "b ..."], weights: Float[Array, " n"]
 ) -> Float[Array, "n b ..."]:

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from score_sde import trees
+from score_sde.arguments import checked
 from score_sde.arrays import fold_in, normal, sample_keys
 from score_sde.predictions import Score as ScorePrediction
 from score_sde.sampling import grids
@@ -23,6 +25,7 @@ from score_sde.trees import Number, is_concrete
 PRIOR = 2**31 - 1  # folded into a sample's key for its starting point; rows fold in 0, 1, 2, ...
 
 
+@checked
 def sample(
     key: Array,
     sde: AffineSDE,
@@ -34,7 +37,7 @@ def sample(
     grid: grids.Grid | Array = grids.uniform,
     t_start: Number | None = None,
     t_end: Number | None = None,
-    x_init: Array | None = None,
+    x_init: Float[Array, "b ..."] | None = None,
     temperature: Number = 1.0,
     denoise: bool = False,
     trajectory: int | None = None,
@@ -67,8 +70,8 @@ def sample(
         Samples(x, nfe, first_bad_step, trajectory).
 
     Raises:
-        ValueError: steps < 1, a time outside the SDE's range, shapes that do not fit.
-        TypeError: a score that returns another shape or dtype, at tracing.
+        ValueError: steps < 1, a time outside the SDE's range, shapes that do not fit, a temperature below 0.
+        TypeError: an argument of another kind; a score that returns another shape or dtype, at tracing.
         FloatingPointError: a sample stopped being finite (only outside of your own jit).
 
     >>> import jax, score_sde as ss
@@ -106,11 +109,9 @@ def solve_from(sde: AffineSDE, score: Score, x: Array, sampler: Sampler, times: 
 
 
 def check_shape(x_init: Array | None, shape: tuple[int, ...]) -> None:
-    """Raise ValueError for a start, if one is given, of another shape or of whole numbers."""
+    """Raise ValueError for a start, if one is given, of another shape."""
     if x_init is not None and x_init.shape != tuple(shape):
         raise ValueError(f"expected x_init of shape {tuple(shape)}, got {x_init.shape}.")
-    if x_init is not None and not jnp.issubdtype(x_init.dtype, jnp.floating):
-        raise ValueError(f"expected a floating-point x_init, got {x_init.dtype}. Scale the data first.")
 
 
 def start_from_prior(sde: AffineSDE, keys: Array, shape: tuple[int, ...], t: Number, temperature: Number) -> Array:
@@ -148,13 +149,25 @@ def make_times(
             raise ValueError(f"expected a grid of at least two times in one axis, got shape {times.shape}.")
         if not jnp.issubdtype(times.dtype, jnp.floating):
             times = times.astype(jnp.result_type(float))
+    times = times if dtype is None else times.astype(dtype)
     if is_concrete(times):
-        ends = np.asarray(times)
-        check_time(sde, "the start of the grid", ends[0])
-        check_time(sde, "t_end", ends[-1])
-        if not np.all(np.diff(ends) < 0):
-            raise ValueError("expected a grid of strictly falling times.")
-    return times if dtype is None else times.astype(dtype)
+        check_grid(sde, np.asarray(times))
+    return times
+
+
+def check_grid(sde: AffineSDE, times: np.ndarray) -> None:
+    """Raise ValueError where times, as rounded to their dtype, leave the SDE's range or do not fall strictly."""
+    exact, coarse = times.astype(float), jnp.finfo(times.dtype).eps > jnp.finfo(jnp.float32).eps
+    remedy = f" Times are rounded to {times.dtype} like x_init: use float32." if coarse else ""
+    for name, t in (("the start of the grid", exact[0]), ("t_end", exact[-1])):
+        check_time(sde, name, t, remedy)
+    wrong = np.flatnonzero(~(np.diff(exact) < 0))
+    if wrong.size:
+        i = wrong[0]
+        if exact[i] == exact[i + 1]:
+            remedy = remedy or " Take fewer steps, or another grid: rounding makes these equal."
+        pair = f"{exact[i]:.9g} and then {exact[i + 1]:.9g} at step {i}"
+        raise ValueError(f"expected a grid of strictly falling times, got {pair}.{remedy}")
 
 
 @trees.jit

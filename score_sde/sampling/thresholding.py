@@ -6,10 +6,12 @@ sampler and with the adaptive solvers.  They change the law that is sampled, and
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
 from score_sde.arrays import expand
+from score_sde.sampling.sampler import check_range
 from score_sde.sdes import AffineSDE, Score, evaluate
 from score_sde.trees import Frozen, Number
 
@@ -19,6 +21,10 @@ class _Bounded(Frozen):
 
     score: Score
     sde: AffineSDE
+
+    def check(self):
+        if not np.all(np.asarray(self.low) < np.asarray(self.high)):
+            raise ValueError(f"{type(self).__name__}: low must be below high, got {self.low} and {self.high}.")
 
     def bounded(self, data: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
         raise TypeError(f"{type(self).__name__} must define bounded")
@@ -50,6 +56,10 @@ class DynamicThreshold(_Bounded):
     low: Number = -1.0
     high: Number = 1.0
     quantile: Number = 0.995
+
+    def check(self):
+        super().check()
+        check_range(self, "quantile", 0, 1)
 
     def bounded(self, data):
         middle, half = 0.5 * (self.high + self.low), 0.5 * (self.high - self.low)
