@@ -168,6 +168,19 @@ class AffineSDE(Frozen):
         """x_t = alpha(t) x_0 + sigma(t) eps."""
         return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
 
+    def transition(self, t: Times, earlier: Times) -> tuple[Times, Times]:
+        """(m, v) of x_t ~ N(m x_t', v I) given an earlier x_t': m = alpha/alpha', v = sigma^2 - m^2 sigma'^2."""
+        sigma, log_alpha = self.sigma(t), self.log_alpha(t) - self.log_alpha(earlier)
+        # sigma^2 (1 - e^(-2h)), h from ratios: the difference of two variances loses digits where levels are close
+        h = jnp.log(sigma / self.sigma(earlier)) - log_alpha
+        return self.alpha(t) / self.alpha(earlier), -jnp.square(sigma) * jnp.expm1(-2 * h)
+
+    def published_transition(self, t: Times, earlier: Times) -> tuple[Times, Times]:
+        """(m, v) as the published samplers of this SDE have them: those of the chain whose limit it is; the exact ones
+        where they are the published ones (VE), or there are none.
+        """
+        return self.transition(t, earlier)
+
     def prior_std(self, dtype=None) -> Array:
         """sigma(t_max): the prior is N(0, sigma(t_max)^2 I)."""
         return self.sigma(jnp.asarray(self.t_max, dtype or jnp.result_type(float)))
@@ -325,6 +338,15 @@ class VP(AffineSDE):
     def diffusion(self, t):
         return jnp.sqrt(self.beta(t))
 
+    def published_transition(self, t, earlier):
+        """DDPM's chain: m = sqrt(1 - beta_i), v = beta_i from (i + 1)/N to i/N, beta_i = beta(i/(N - 1))/N of N steps.
+
+        beta_i is at most 0.999, for grids of few steps (Ho et al. 2020; Nichol & Dhariwal 2021).
+        """
+        step = t - earlier
+        v = jnp.minimum(self.beta(earlier / (1 - step)) * step, 0.999)  # 1 - step = (N - 1)/N
+        return jnp.sqrt(1 - v), v
+
     def _time_of(self, log_alpha: Times) -> Times:
         """Root of log_alpha(t) = log_alpha, in the form that does not cancel and allows beta_min = beta_max."""
         half = 0.5 * self.beta_min
@@ -345,6 +367,11 @@ class SubVP(VP):
 
     def diffusion(self, t):
         return jnp.sqrt(self.beta(t) * -jnp.expm1(4 * self.log_alpha(t)))
+
+    def published_transition(self, t, earlier):
+        """Euler-Maruyama's: m = 1 - beta(t) dt/2, v = g(t)^2 dt."""
+        step = t - earlier
+        return 1 - 0.5 * self.beta(t) * step, jnp.square(self.diffusion(t)) * step
 
     def inverse_log_snr(self, log_snr):
         # With q = alpha / sigma: sigma = 1 - alpha^2 makes alpha = 2 q / (1 + sqrt(1 + 4 q^2)).

@@ -93,7 +93,11 @@ VARIANTS = {
     ss.IPNDM: [ss.IPNDM(k) for k in (1, 2, 3, 4)],
     ss.DDIM: [ss.DDIM(), ss.DDIM(0.5)],
     ss.SDEDPMSolverPP: [ss.SDEDPMSolverPP(1), ss.SDEDPMSolverPP(2), ss.SDEDPMSolverPP(2, eta=0.5)],
-    ss.Ancestral: [ss.Ancestral(), ss.Ancestral(forward_variance=True)],
+    ss.ReverseDiffusion: [ss.ReverseDiffusion(), ss.ReverseDiffusion(published=True)],
+    ss.Ancestral: [
+        *(ss.Ancestral(), ss.Ancestral(forward_variance=True)),
+        *(ss.Ancestral(published=True), ss.Ancestral(forward_variance=True, published=True)),
+    ],
     ss.PredictorCorrector: PREDICTOR_CORRECTORS,
 }
 SAMPLERS = [sampler for c in SAMPLER_CLASSES for sampler in (VARIANTS[c] if c in VARIANTS else [c()])]

@@ -4,18 +4,22 @@
 `score_sde.config.use_preset(config, NAME)`.
 
 Norms of the Langevin corrector are per sample here, where the published code takes means over the batch
-(`batch_norm`); a grid has `steps` + 1 times, the last of which is t_end, where the published one evaluates there too.
+(`batch_norm`).  A published grid of N times ends with a step to the data: its N - 1 others are `steps` here, and that
+one is `denoise`, the posterior mean.
 """
 
 # name -> (what it is, values)
 PRESETS = {
     "song_ve": (
         "predictor-corrector of Song et al. 2021 for VE: reverse diffusion, Langevin with snr 0.16, 1000 steps",
-        dict(sampler="reverse_diffusion", corrector="langevin", snr=0.16, corrector_first=True, steps=1000, t_end=1e-5),
+        dict(
+            sampler="reverse_diffusion", published=True, corrector="langevin", snr=0.16, corrector_first=True,
+            steps=999, t_end=1e-5,
+        ),
     ),
     "song_vp": (
         "Euler-Maruyama of Song et al. 2021 for VP and sub-VP, 1000 steps",
-        dict(sampler="euler_maruyama", steps=1000, t_end=1e-3),
+        dict(sampler="euler_maruyama", steps=999, t_end=1e-3),
     ),
     "song_ode": (
         "probability flow of Song et al. 2021: adaptive Runge-Kutta, tolerance 1e-5",
@@ -23,7 +27,7 @@ PRESETS = {
     ),
     "ddpm": (
         "ancestral sampling of Ho et al. 2020 with the variance that Song et al. 2021 use, 1000 steps",
-        dict(sampler="ancestral", forward_variance=True, steps=1000, t_end=1e-3),
+        dict(sampler="ancestral", forward_variance=True, published=True, steps=999, t_end=1e-3),
     ),
     "ncsn": (
         "annealed Langevin of NCSNv2 on CIFAR-10: 232 levels, 5 steps each, snr 0.176",

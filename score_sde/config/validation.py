@@ -122,7 +122,8 @@ def check_sizes(make: Problems, model: Any) -> bool:
         value = model[name]
         make.check(value is None or value >= least, f"model.{name} must be at least {least}, got {value}")
         make.check(value is None or value <= most, f"model.{name} must be at most {most}, got {value}")
-    make.check(not model.augment_dim, f"model.augment_dim must be 0, got {model.augment_dim}: no training uses it yet")
+    augment = model.augment_dim
+    make.check(not augment or augment == 9, f"model.augment_dim must be 0, or 9 of EDM's augmentation, got {augment}")
     for name in ("init_scale", "fourier_scale", "head_channels", "norm_groups", "norm_eps"):
         make.check(model[name] is None or model[name] >= 0, f"model.{name} must be at least 0, got {model[name]}")
     make.check(model.dropout is None or 0 <= model.dropout < 1, f"model.dropout must be in [0, 1), got {model.dropout}")

@@ -27,6 +27,7 @@ from score_sde.sampling.exponential import (
     steps_of,
 )
 from score_sde.sampling.sampler import LinearRow, LinearSampler, check_choice, check_range, one_row_per_step
+from score_sde.sdes import AffineSDE
 from score_sde.trees import Number, is_concrete, static
 
 
@@ -46,12 +47,16 @@ class ReverseDiffusion(LinearSampler):
     """The forward SDE's own discretisation, reversed: x <- (2 - m) x + v s + sqrt(v) z.
 
     x_t given x_t' at the earlier time t' is N(m x_t', v): m = alpha/alpha', v = sigma^2 - m^2 sigma'^2.  For VE this is
-    SMLD's chain, for VP DDPM's with beta_i = v (Song et al. 2021, eq. 46 and appendix E).
+    SMLD's chain (Song et al. 2021, eq. 46 and appendix E).
+
+    published: m and v of the published chains.  For VP they are DDPM's, v = beta_i, and agree in the limit of small
+        steps; in 1000 they differ by up to 2e-3.
     """
 
+    published: bool = static(False)
+
     def plan(self, sde, times):
-        now, then, _ = steps_of(sde, times)
-        m, v = now.alpha / then.alpha, _forward_variance(now, then)
+        m, v = _transition(sde, times, self.published)
         return _score_row(times, 2 - m, v, jnp.sqrt(v))
 
 
@@ -90,16 +95,20 @@ class Ancestral(LinearSampler):
 
     forward_variance: draw with variance v, the other published choice of DDPM (and of the published VP samplers),
         too large at the last step; it wants `denoise=True`.
+    published: m and v of the published chains, as in ReverseDiffusion.
     """
 
     forward_variance: bool = static(False)
+    published: bool = static(False)
 
     def plan(self, sde, times):
-        plan = DDIM(1.0).plan(sde, times)
-        if not self.forward_variance:
-            return plan
         now, then, _ = steps_of(sde, times)
-        return dataclasses.replace(plan, noise=jnp.sqrt(_forward_variance(now, then)))
+        m, v = _transition(sde, times, self.published)
+        if self.published:
+            shrink = 1 if self.forward_variance else then.sigma / now.sigma
+            return _score_row(times, 1 / m, v / m, jnp.sqrt(v) * shrink)
+        plan = DDIM(1.0).plan(sde, times)
+        return dataclasses.replace(plan, noise=jnp.sqrt(v)) if self.forward_variance else plan
 
 
 class SDEDPMSolverPP(LinearSampler):
@@ -142,9 +151,10 @@ class EDMStochastic(LinearSampler):
     """EDM's stochastic sampler: each step adds noise ("churn"), then goes down by Heun (Karras et al. 2022, alg. 2).
 
     In x/alpha, whose noise level is rho = sigma/alpha: rho is raised to (1 + gamma) rho, gamma =
-    min(s_churn/steps, sqrt(2) - 1) where s_min <= rho <= s_max, by noise of s_noise times the standard deviation that
-    takes.  The level never exceeds that of t_max, and the first step has no churn: the published sampler asks the
-    network for levels that no training has seen.
+    min(s_churn/N, sqrt(2) - 1) where s_min <= rho <= s_max, by noise of s_noise times the standard deviation that
+    takes.  N counts as published, with the last step, to rho = 0: where the grid ends above that and `denoise` is the
+    last step, N = steps + 1.  The level never exceeds that of t_max, and the first step has no churn: the published
+    sampler asks the network for levels that no training has seen.
 
     Two evaluations per step.  On the way states carry the churn of the step to come.  The defaults leave the law exact;
     the paper tunes s_churn, s_min, s_max and s_noise (1.003 to 1.007) to data and network (its table 5).
@@ -163,7 +173,8 @@ class EDMStochastic(LinearSampler):
 
     def plan(self, sde, times):
         now, then, steps = steps_of(sde, times)
-        gamma = jnp.minimum(self.s_churn / steps.size, 2**0.5 - 1)
+        published_steps = jnp.where(then.sigma[-1] > 0, steps.size + 1, steps.size)
+        gamma = jnp.minimum(self.s_churn / published_steps, 2**0.5 - 1)
         top = levels(sde, jnp.asarray(sde.t_max, times.dtype)[None])
         room = (steps > 0) & (now.rho >= self.s_min) & (now.rho <= self.s_max) & (now.rho < top.rho)
         gamma = jnp.where(room, jnp.minimum(gamma, top.rho / now.rho - 1), 1)
@@ -194,9 +205,9 @@ def heun_rows(
     return interleave([silent, dataclasses.replace(heun, noise=noise)])
 
 
-def _forward_variance(now: Levels, then: Levels) -> Array:
-    """v of x_t given the earlier x_t': sigma^2 - m^2 sigma'^2 = sigma^2 (1 - e^(-2h))."""
-    return -(now.sigma**2) * jnp.expm1(-2 * gap(now, then))
+def _transition(sde: AffineSDE, times: Array, published: bool) -> tuple[Array, Array]:
+    """(m, v) of the forward process over each step of a grid."""
+    return (sde.published_transition if published else sde.transition)(times[:-1], times[1:])
 
 
 def _score_row(times: Array, decay: Array, weight: Array, noise: Array) -> LinearRow:

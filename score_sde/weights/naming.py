@@ -108,6 +108,8 @@ def slots(net: UNet, shape: tuple[int, ...], layout: str, *, cos_first: bool = F
             if cos_first and path == "Dense_0/kernel":
                 names = [(name, "flipped") for name, _ in names]
             found.append(Slot(path, size, tuple(names)))
+    if "augment" in below:  # no published Score-SDE network has it, nor a place in their order: EDM's name
+        found += [Slot(path, size, (("map_augment.weight", "torch"),)) for path, size in below["augment"]]
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from score_sde.reading import RegularFile, printable, read_text
+from score_sde.weights.edm_unet import open_edm
 from score_sde.weights.errors import WeightsError, damaged
 from score_sde.weights.lazy import LazyTensor
 from score_sde.weights.msgpack import is_map, read_msgpack
@@ -54,12 +55,15 @@ def open_weights(path: Path) -> Found:
             return _safetensors(path)
         if is_map(head):
             return _flax_file(path)
+        if head[:1] == b"\x80":
+            kind, tensors, config = open_edm(path)
+            return Found(kind, "torch", tensors, tensors, config=config)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}. Give a file or folder of weights.") from error
-    hint = "Fetch it again, or give a .pth, .safetensors, checkpoint_N or a diffusers folder."
-    if head[:1] == b"\x80":
-        hint = "It is a bare pickle: open it with a torch you trust, and torch.save it again (torch 1.6 or newer)."
-    raise WeightsError(f"{path}: expected weights, got a file of another format, or the rest of a damaged one. {hint}")
+    raise WeightsError(
+        f"{path}: expected weights, got a file of another format, or the rest of a damaged one. Fetch it again, or give a "
+        ".pth, .safetensors, .pkl of NVlabs' edm, checkpoint_N or a diffusers folder."
+    )
 
 
 def _folder(path: Path) -> Found:

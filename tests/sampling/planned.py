@@ -73,6 +73,9 @@ class AnySDE(ss.AffineSDE):
     def inverse_log_snr(self, log_snr):
         return self._of_chosen("inverse_log_snr", log_snr)
 
+    def published_transition(self, t, earlier):
+        return jax.lax.switch(self.index, [process.published_transition for process in self.processes], t, earlier)
+
     @property
     def t_max(self):
         return jnp.stack([jnp.asarray(p.t_max, jnp.result_type(float)) for p in self.processes])[self.index]

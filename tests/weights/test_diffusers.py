@@ -201,7 +201,7 @@ def test_conventions_of_ddpm_travel(tmp_path):
     np.testing.assert_allclose(sde.label(t), 999 * t, rtol=1e-6)
     assert run.experiment.data_range == (-1.0, 1.0) and int(state.step) == 0
     how = run.sampling.solve.keywords
-    assert type(how["sampler"]).__name__ == "Ancestral" and how["sampler"].forward_variance and how["steps"] == 1000
+    assert type(how["sampler"]).__name__ == "Ancestral" and how["sampler"].forward_variance and how["steps"] == 999
     assert run.sampling.transform.keywords == {"low": -1.0, "high": 1.0}  # clip_sample
 
 
