@@ -227,6 +227,7 @@ PICTURES = {
     "a palette that is missing": png(8, 8, colour=3, data=zlib.compress(bytes(72)))[:-12],
     "half of it": png(8, 8, data=zlib.compress(bytes(8 * 25)))[:-30], "nothing": b"",
     "a JPEG of 4 gigapixels": jpeg(65_500, 65_500), "a JPEG of nothing": jpeg(0, 0),
+    "a JPEG of 400 scans": jpeg(4_000, 4_000)[:-2] + b"\xff\xda\0\x08\1\1\0\0\0\0" * 400,
     "a WebP of 268 megapixels": webp(16_383, 16_383),
     "an animation of 2^48 pixels": riff(b"VP8X", bytes([2, 0, 0, 0]) + b"\xff" * 6),
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(touch {canary}) (w) file\n%%EOF\n",
@@ -252,6 +253,10 @@ def circle(folder: Path, canary: Path) -> None:
     (folder / "a" / "b" / "c").symlink_to(folder / "a", target_is_directory=True)
 
 
+def deep(folder: Path, canary: Path) -> None:
+    os.makedirs(folder.joinpath(*"a" * 900))
+
+
 def doubling(folder: Path, canary: Path) -> None:
     """2^30 paths to one picture."""
     for number in range(30):
@@ -272,6 +277,7 @@ def terminal(folder: Path, canary: Path) -> None:
 for title, make in {
     "a link in a circle": circle,
     "links that double": doubling,
+    "900 folders in folders": deep,
     "names that move the cursor": terminal,
 }.items():
     add("images", title, make, "." if title != "links that double" else "0")
@@ -284,6 +290,7 @@ SAVED = {
     "a number of 9,000 digits": b'{"config": ' + b"9" * 9_000 + b"}",
     "numbers that are none": json.dumps({"config": {"seed": float("nan")}}).encode(),
     "control characters": json.dumps({"config": {"data": {"name": "\x1b[2J"}}}).encode(),
+    "code": json.dumps({"config": {"data": {"name": "timeit:timeit"}}}).encode(),
 }  # fmt: skip
 for title, data in SAVED.items():
 

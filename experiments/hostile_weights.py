@@ -222,6 +222,9 @@ HEADERS = {
     "numbers left over": {KERNEL: entry((2,), offsets=(0, 8))},
     "metadata of no kind": {"__metadata__": [1], KERNEL: entry()},
     "metadata of numbers": {"__metadata__": {"a": 1}, KERNEL: entry()},
+    "a config that names code": {
+        "__metadata__": {"score_sde_config": settings(data={"name": "timeit:timeit"})}, KERNEL: entry(),
+    },
     "a config that is none": {"__metadata__": {"score_sde_config": "{"}, KERNEL: entry()},
     "a config in brackets": {"__metadata__": {"score_sde_config": "[" * DEEP}, KERNEL: entry()},
     "a config of no sections": {"__metadata__": {"score_sde_config": '{"config": []}'}, KERNEL: entry()},

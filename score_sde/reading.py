@@ -53,7 +53,10 @@ class RegularFile(io.BufferedReader):
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
-        self._check(os.stat(path))  # first, since to open a device may do something
+        try:
+            self._check(os.stat(path))  # first, since to open a device may do something
+        except ValueError as error:  # of a path that no system has, with a zero in it
+            raise OSError(errno.EINVAL, f"expected a path, got {error}", self.path) from None
         super().__init__(io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)))
         try:
             state = os.fstat(self.fileno())

@@ -29,6 +29,11 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, kind):
         read_bytes(path)
 
 
+def test_a_path_with_a_zero_is_refused():
+    with pytest.raises(OSError, match="expected a path, got embedded null"):
+        read_bytes("a\0b")
+
+
 def test_memory_is_bounded_by_the_limit_or_by_the_file_s_room_on_the_disk(tmp_path, monkeypatch):
     (tmp_path / "real").write_bytes(os.urandom(2**16))
     (tmp_path / "sparse").write_bytes(b"")

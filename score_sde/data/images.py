@@ -34,6 +34,8 @@ _MODES = {1: "L", 3: "RGB"}
 _FORMAT = 1  # of the decoded files in the cache: raise it where the same images would give other pixels
 _PIECE = 1024  # files decoded before their pixels are written
 _STRIP = 2**20  # pixels that are laid on white at a time
+_DEEPEST = 50  # folders in folders
+_SCANS = 100  # of a JPEG; each walks over all its pixels, in 50 bytes of the file
 
 
 def images(split: str, directory: str | os.PathLike, *, channels: int, size: int | None = None) -> Source:
@@ -138,6 +140,8 @@ def _images_below(folder: str) -> list[str]:
             raise DataError(f"{path}: expected each folder once, got {first} again by a link; take the link away")
         folders[:] = [name for name in folders if not name.startswith(".")]
         where = os.path.relpath(path, folder)
+        if where.count(os.sep) > _DEEPEST:
+            raise DataError(f"{path}: expected at most {_DEEPEST} folders in each other, got more; flatten them")
         inside = "" if where == os.curdir else where + os.sep
         names += [inside + name for name in files if not name.startswith(".")]
     found = sorted((name for name in names if name.lower().endswith(_SUFFIXES)), key=lambda name: name.split(os.sep))
@@ -241,6 +245,8 @@ def _decode(path: str, channels: int, size: int | None) -> np.ndarray | str:
             return "an empty file"
         if data.startswith(b"\x89PNG") and data[24:25] == b"\x10":  # Pillow would drop the lower byte without a word
             return "a PNG of 16 bits per channel"
+        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _SCANS:
+            return f"a JPEG of more than {_SCANS} scans"
         with _header_of(data) as image, _room.take(image.width * image.height):
             if image.format == "PNG":
                 _header_of(data).verify()  # checksums, to the last chunk
