@@ -244,6 +244,13 @@ for title, data in PICTURES.items():
 
     add("images", title, make, ".")
     add("an image", title, lambda folder, canary, data=data: armed(data, canary), "x.jpg")
+# decoded whole before they are refused, for their size
+LARGEST = {
+    "WebP": webp(5_000, 5_000),
+    "PNG": png(5_000, 5_000, chunk(b"PLTE", bytes(6)), chunk(b"tRNS", b"\7"), colour=3, depth=1,
+               data=zlib.compress(bytes(5_000 * 626), 9)),
+}  # fmt: skip
+add_all("a large image", {f"25 megapixels of {title}": data for title, data in LARGEST.items()}, "x.jpg")
 add_not_files("images", "pictures/0.png", b"\x89PNG\r\n\x1a\n", {})
 add_not_files("an image", "0.png", b"\x89PNG\r\n\x1a\n")
 

@@ -62,6 +62,7 @@ def _data_sets() -> dict[str, Callable[[Path], object]]:
         "cifar10": lambda path: cifar10("train", path.parent),
         "images": lambda path: images("train", path, channels=3, size=8),
         "an image": lambda path: read_image(path, channels=3, shape=(8, 8, 3)),
+        "a large image": lambda path: read_image(path, channels=3, shape=(8, 8, 3)),
     }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 LIMITS = {  # names of environment variables that raise them
     "SCORE_SDE_MAX_BYTES": 2**28,  # of memory that a file may ask for, however small it is
     "SCORE_SDE_MAX_TEXT": 2**22,  # of a pickle or of JSON, whose bytes may become objects of 70 bytes each
-    "SCORE_SDE_MAX_PIXELS": 2**25,  # of an image, and of all that are decoded at the same time
+    "SCORE_SDE_MAX_PIXELS": 3 * 2**23,  # of an image, and of all that are decoded at the same time
 }
 UNPACKING = 16  # times its size on the disk, which any file may take
 _KINDS = {

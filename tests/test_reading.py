@@ -30,7 +30,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, kind):
 
 
 def test_a_path_with_a_zero_is_refused():
-    with pytest.raises(OSError, match="expected a path, got embedded null"):
+    with pytest.raises(OSError, match="expected a path, got .*embedded null"):
         read_bytes("a\0b")
 
 
