@@ -184,6 +184,35 @@ ARCHIVES = {
     "half of it": weights(tensor())[:-40],
     "a bare pickle": pickle.dumps({"model": 1}),
 }  # fmt: skip
+
+
+def module(class_name: str, modules: Any, options: bytes = b"}") -> bytes:
+    """An object of NVlabs' persistent classes."""
+    meta = {"class_name": class_name, "state": {"_modules": modules, "_init_kwargs": options}}
+    return call("torch_utils.persistence._reconstruct_persistent_obj", meta)
+
+
+def modules_in_modules(levels: int) -> bytes:
+    """A hundred times one module, which has a hundred times one, ..."""
+    inside = module("Linear", b"}") + b"q\0"
+    for level in range(levels):
+        children = (
+            b"}(" + text("0") + inside + b"".join(text(str(n)) + b"h" + bytes([level]) for n in range(1, 100)) + b"u"
+        )
+        inside = module("Block", children) + b"q" + bytes([level + 1])
+    return plain({"ema": module("EDMPrecond", plain({"model": module("SongUNet", plain({"enc": inside}))}))})
+
+
+BARE = {
+    "items that are hashed for ever": call("dnnlib.util.EasyDict", [(nested(60), 1)]),
+    "modules in modules": modules_in_modules(4),
+    "an option printed for ever": module(
+        "EDMPrecond", {"model": module("SongUNet", b"}", b"}" + text("x") + nested(60) + b"s")}
+    ),
+    "a call": call("posix.system", "touch {canary}"),
+    "an object of no class": call("torch_utils.persistence._reconstruct_persistent_obj", {}),
+}  # fmt: skip
+add_all("weights", {f".pkl with {title}": b"\x80\x02" + data + b"." for title, data in BARE.items()})
 add_all("weights", {f"zip with {title}": data for title, data in ARCHIVES.items()})
 add_not_files("weights", "checkpoint.pth", b"PK\x03\x04")
 

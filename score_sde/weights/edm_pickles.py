@@ -16,7 +16,7 @@ import numpy as np
 from score_sde.reading import RegularFile, check_limit
 from score_sde.weights.errors import WeightsError, damaged
 from score_sde.weights.lazy import LazyTensor, itemsize, numbers_of
-from score_sde.weights.pickles import _KNOWN, _Kind, _Storage
+from score_sde.weights.pickles import _KNOWN, _Kind, _no_items, _Storage
 from score_sde.weights.unpickling import Unpickler
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two values of a file of the old `torch.save`
@@ -70,7 +70,7 @@ class _Reader(Unpickler):
             ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
             ("torch.nn.modules.container", "ModuleDict"): Module,
             ("torch.nn.modules.container", "ModuleList"): Module,
-            ("dnnlib.util", "EasyDict"): dict,
+            ("dnnlib.util", "EasyDict"): _no_items,
             ("builtins", "set"): list,
         }
         super().__init__(b"", names, path)
@@ -157,12 +157,18 @@ def read_edm(path: Path) -> Any:
         raise damaged(path, error) from error
 
 
-def tensors_of(module: Persistent | Module, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, LazyTensor]]:
+def tensors_of(
+    module: Persistent | Module, prefix: str = "", depth: int = 0, seen: list[str] | None = None
+) -> Iterator[tuple[str, LazyTensor]]:
     """(name, tensor) as in torch's state dicts, in the order in which the modules were registered.
 
     Raises:
         ValueError: the modules are no tree of the size of a network.
     """
+    seen = [] if seen is None else seen  # one module may be in a pickle a hundred times, in modules that are, too
+    seen.append(prefix)
+    if len(seen) > MOST_TENSORS:
+        raise ValueError(f"expected at most {MOST_TENSORS} modules")
     for kind in ("_parameters", "_buffers"):
         for name, tensor in _items(module, kind):
             if isinstance(tensor, LazyTensor):
@@ -171,7 +177,7 @@ def tensors_of(module: Persistent | Module, prefix: str = "", depth: int = 0) ->
         raise ValueError(f"expected modules in at most {DEEPEST} layers")
     for name, child in _items(module, "_modules"):
         if isinstance(child, Persistent | Module):
-            yield from tensors_of(child, f"{prefix}{name}.", depth + 1)
+            yield from tensors_of(child, f"{prefix}{name}.", depth + 1, seen)
 
 
 def _items(module: Persistent | Module, kind: str) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ queries, keys and values are one map, whose outputs go in turns.  The preconditi
 ADM's networks (`DhariwalUNet`), iDDPM's preconditioning and networks of classes have no counterpart here.
 """
 
+import reprlib
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -89,7 +90,7 @@ def _config(path: Path, net: Persistent, model: Persistent) -> ConfigDict:
 
     def need(name: str, good: bool, expected: str) -> None:
         if not good:
-            raise WeightsError(f"{path}: expected SongUNet's {name} {expected}, got {printable(repr(o.get(name)))}.")
+            raise WeightsError(f"{path}: expected SongUNet's {name} {expected}, got {reprlib.repr(o.get(name))}.")
 
     for name in o.keys() - _DEFAULTS.keys() - sizes:
         need(name, False, "not to be there")
