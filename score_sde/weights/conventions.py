@@ -81,7 +81,7 @@ def check_label(found: Found, config: ConfigDict) -> None:
         WeightsError: a Fourier embedding outside VE, or a positional one within, without the field that says how.
     """
     m, ve = config.model, config.sde.name == "ve"
-    if found.layout not in ("torch", "flax") or m.name != "unet":
+    if found.layout not in ("torch", "flax") or found.config is not None or m.name != "unet":
         return
     if m.embedding_type == "fourier" and not ve and not m.log_label:
         raise WeightsError(

@@ -98,6 +98,7 @@ def test_a_label_that_score_sde_does_not_feed_is_refused(layout):
         config.sde.name, config.model.embedding_type = "vp", "fourier"
         with pytest.raises(WeightsError, match="--config.model.log_label=True"):
             check_label(found, config)
+        check_label(found._replace(config="{}"), config)  # of another code base, which says its own
         config.model.log_label = True
         check_label(found, config)
 
