@@ -68,6 +68,10 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
         not c.model.scale_by_sigma or c.sde.name == "ve",
         f"model.scale_by_sigma needs sde.name=ve, whose label is log sigma, got {c.sde.name!r}",
     )
+    make.check(
+        not c.model.sigma_levels or c.sde.name == "ve",
+        f"model.sigma_levels needs sde.name=ve, whose label is log sigma, got {c.sde.name!r}",
+    )
     how_to_sample = sampling_options(make, c.sampling, sde, c.data.range)
     how_to_sample = replace(how_to_sample, guidance=guidance_options(make, c))
     restoration = restore_options(make, c.restore)

@@ -13,6 +13,7 @@ The published networks, as fields that differ from the defaults:
     DDPM       resblock_type = "ddpm", skip_rescale = False, num_res_blocks = 2, attend_each_up = True
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -74,6 +75,10 @@ class UNet(nn.Module):
     than on the way down ((0,): none); `attend_middle`, whether the attention in the middle normalises its input
     ('normed'), does not ('plain'), or is left out ('none').
 
+    So are `log_label`, which embeds log(label), as Song et al. do with 'fourier' and VP; and `sigma_levels`, (largest
+    sigma, smallest, N): of a label log sigma the embedding sees the number of the nearest of N levels, 0 the largest,
+    evenly spaced in log sigma, and `scale_by_sigma` divides by that level's sigma (their networks of discrete VE).
+
     `center_input` maps images in [0, 1] to [-1, 1] first.  `scale_by_sigma` divides the output by exp(label): the label
     has to be log sigma, which is that of VE and of no other process, and the output is then a score, of size 1/sigma.
 
@@ -111,6 +116,8 @@ class UNet(nn.Module):
     norm_eps: float = 1e-6
     frequency_endpoint: bool = True
     symmetric_padding: bool = False
+    log_label: bool = False
+    sigma_levels: tuple[float, ...] = ()
     up_attn_resolutions: tuple[int, ...] = ()
     attend_middle: str = "normed"
     dtype: str = "float32"
@@ -149,7 +156,8 @@ class UNet(nn.Module):
         enlarge = partial(Upsample, fir_kernel=fir, dtype=self.dtype)
         widths, (attend_down, attend_up) = [self.nf * mult for mult in self.ch_mult], self.attends(x.shape[1])
         label = label.astype(jnp.float32)
-        temb = self._embed(label, class_label, augment_label)
+        told, label = self._told(label)
+        temb = self._embed(told, class_label, augment_label)
 
         def run(module: nn.Module, *args: Array, **kwargs: bool) -> Array:
             if self.remat:  # of the call, not of the class: the automatic names stay
@@ -224,6 +232,16 @@ class UNet(nn.Module):
         down, up = ([h in resolutions for h in heights] for resolutions in where)
         return down, up
 
+    def _told(self, label: Float[Array, " b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+        """(what is embedded, the log sigma that `scale_by_sigma` divides by) of a label."""
+        if self.log_label:
+            return jnp.log(label), label
+        if not self.sigma_levels:
+            return label, label
+        high, low, last = math.log(self.sigma_levels[0]), math.log(self.sigma_levels[1]), self.sigma_levels[2] - 1
+        number = jnp.clip(jnp.round((high - label) * (last / (high - low))), 0, last)
+        return number, high - number * ((high - low) / last)
+
     def _embed(self, label: Array, class_label: Array | None, augment_label: Array | None) -> Float[Array, "b e"]:
         """What the blocks are told: the embedded label, through two affine maps, and the class."""
         if self.embedding_type == "fourier":
@@ -271,10 +289,20 @@ class UNet(nn.Module):
                 f"expected progressive_input='input_skip' with progressive_combine='cat', got "
                 f"{self.progressive_input!r}. Use 'sum', or 'input_skip'."
             )
-        if self.scale_by_sigma and self.embedding_type != "fourier":
+        if self.scale_by_sigma and (self.log_label or self.embedding_type != "fourier" and not self.sigma_levels):
             raise ValueError(
-                f"expected embedding_type='fourier' with scale_by_sigma, whose label is log sigma, got "
-                f"{self.embedding_type!r}. Use 'fourier', or divide by sigma outside."
+                "expected embedding_type='fourier' with scale_by_sigma, or sigma_levels, and no log_label, since the "
+                f"label is log sigma, got {self.embedding_type!r}. Use 'fourier', or divide by sigma outside."
+            )
+        if self.log_label and self.embedding_type != "fourier":
+            raise ValueError("expected embedding_type='fourier' with log_label, got 'positional'. Leave log_label out.")
+        good = (
+            len(self.sigma_levels) == 3 and self.sigma_levels[0] > self.sigma_levels[1] > 0 < self.sigma_levels[2] - 1
+        )
+        if self.sigma_levels and (not good or self.embedding_type != "positional"):
+            raise ValueError(
+                "expected sigma_levels (largest sigma, smallest, two levels or more) with embedding_type='positional', "
+                f"got {self.sigma_levels} with {self.embedding_type!r}. Use (50.0, 0.01, 1000.0), or leave them out."
             )
         if class_label is not None and (not self.num_classes or class_label.shape != label_shape):
             raise ValueError(

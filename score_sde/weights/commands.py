@@ -22,7 +22,7 @@ from score_sde.modes import prepare, save_config
 from score_sde.reading import printable
 from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.loop import abstract_state, state_of
-from score_sde.weights.conventions import PUBLISHED, assumed, config_of, count
+from score_sde.weights.conventions import PUBLISHED, assumed, check_label, config_of, count
 from score_sde.weights.errors import WeightsError
 from score_sde.weights.naming import Matched, as_file, match, slots
 from score_sde.weights.opening import CONFIG_KEY, STEP_KEY, UNUSED, Found, open_weights
@@ -61,6 +61,7 @@ def read(path: Path, flags: list[str], *, prepared: bool) -> tuple[Reading, Run]
     config = config_of(found, path, given, "sde.sigma_max" in keys, trust or own({}, keys))
     _, overrides = read_flags(flags, config)
     _check_blocks(found, config)
+    check_label(found, config)
     run = (prepare if prepared else build)(config)
     net, shape = run.experiment.network, run.experiment.shape
     if found.layout != "ours" and not isinstance(net, UNet):

@@ -20,6 +20,7 @@ PUBLISHED = {
     107_587_075: ("deep NCSN++ on CIFAR-10", "configs/ve_cifar_deep.py"),
     65_574_549: ("NCSN++ for 256x256 pixels", "a config of your own"),
     105_785_896: ("NCSN++ for 1024x1024 pixels", "a config of your own"),
+    62_693_251: ("NCSN++ on CIFAR-10 of discrete levels", "configs/ve_cifar_discrete.py"),
     35_746_307: ("DDPM on CIFAR-10", "configs/ddpm_cifar.py"),
     35_218_947: ("DDPM on CIFAR-10 as Score-SDE has it", "configs/vp_cifar_ddpm.py"),
 }
@@ -71,6 +72,28 @@ def config_of(
         if found.step:
             config.training.steps = max(config.training.steps, found.step + MORE_STEPS)
     return config
+
+
+def check_label(found: Found, config: ConfigDict) -> None:
+    """Refuse a config by which a network of Score-SDE would be told another time than its code tells it.
+
+    Raises:
+        WeightsError: a Fourier embedding outside VE, or a positional one within, without the field that says how.
+    """
+    m, ve = config.model, config.sde.name == "ve"
+    if found.layout not in ("torch", "flax") or found.config is not None or m.name != "unet":
+        return
+    if m.embedding_type == "fourier" and not ve and not m.log_label:
+        raise WeightsError(
+            f"expected model.log_label=True with model.embedding_type=fourier and sde.name={config.sde.name}: "
+            "Score-SDE embeds log(999 t) there, this config 999 t. Give --config.model.log_label=True."
+        )
+    if m.embedding_type != "fourier" and ve and not m.sigma_levels:
+        raise WeightsError(
+            "expected model.sigma_levels with a positional embedding and sde.name=ve: Score-SDE embeds the number of a "
+            "noise level there, this config log sigma. Take configs/ve_cifar_discrete.py, or give "
+            "--config.model.sigma_levels=SIGMA_MAX,SIGMA_MIN,N and --config.model.scale_by_sigma=True."
+        )
 
 
 def assumed(found: Found, given: ConfigDict | None, config: ConfigDict) -> list[str]:

@@ -101,6 +101,39 @@ def test_changes_the_output_with_the_same_parameters(fields):
     assert differ(apply(unet(**fields), params), apply(unet(), params))
 
 
+def test_a_label_is_embedded_by_its_logarithm():
+    fourier = dict(embedding_type="fourier")
+    params, label = random_params(unet(**fourier)), jnp.array([0.3, 999.0])
+    assert_close(apply(unet(log_label=True, **fourier), params, X, label),
+                 apply(unet(**fourier), params, X, jnp.log(label)))  # fmt: skip
+
+
+def test_a_label_is_embedded_by_the_number_of_the_nearest_level():
+    """The levels 50, 5, 0.5, 0.05; also beyond and between them, and the output is divided by that of the level."""
+    params, levels = random_params(unet()), 50.0 * 0.1 ** np.arange(4)
+    net = unet(sigma_levels=(50.0, 0.05, 4.0), scale_by_sigma=True)
+    for sigmas, numbers in (((50.0, 0.5), (0, 2)), ((80.0, 0.01), (0, 3)), ((6.0, 0.06), (1, 3))):
+        there = levels[list(numbers)].reshape(2, 1, 1, 1)
+        exact = apply(unet(), params, X, jnp.array(numbers, jnp.float32)) / there
+        assert_close(apply(net, params, X, jnp.log(jnp.array(sigmas, jnp.float32))), exact)
+
+
+@pytest.mark.parametrize(
+    "fields, named",
+    [
+        (dict(log_label=True), "log_label"),
+        (dict(log_label=True, embedding_type="fourier", scale_by_sigma=True), "scale_by_sigma"),
+        (dict(sigma_levels=(50.0, 0.01, 1000.0), embedding_type="fourier"), "sigma_levels"),
+        (dict(sigma_levels=(0.01, 50.0, 1000.0)), "sigma_levels"),
+        (dict(sigma_levels=(50.0, 0.01, 1.0)), "sigma_levels"),
+        (dict(sigma_levels=(50.0, 0.01)), "sigma_levels"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(fields, named):
+    with pytest.raises(ValueError, match=named):
+        shapes_of(unet(**fields))
+
+
 # --- options that add parameters: closed forms where those are zero, and each is heard where they are not
 
 INPUT_SKIP, OUTPUT_SKIP = dict(progressive_input="input_skip"), dict(progressive="output_skip")

@@ -17,13 +17,13 @@ from score_sde.config import base_config, use_preset
 def get_config():
     c = base_config()
     c.data.name, c.data.size, c.data.channels = "images", {size}, {channels}
-    for name, value in {fields}.items():
-        c.model[name] = value
     if {ve}:
         c.sde.name, c.sde.sigma_min, c.sde.sigma_max = "ve", 0.01, 348.0
         c.model.embedding_type, c.model.scale_by_sigma, c.model.center_input = "fourier", True, True
         c.objective.prediction, c.data.range = "score", (0.0, 1.0)
         use_preset(c, "song_ve")
+    for name, value in {fields}.items():
+        c.model[name] = value
     c.training.batch_size = c.sampling.batch_size = c.sampling.num_samples = c.eval.batch_size = 4
     return c
 """

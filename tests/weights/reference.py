@@ -150,13 +150,15 @@ class Network(nn.Module):
 
     def __init__(self, size, nf=16, ch_mult=(1, 2), blocks=1, attention=(8,), smooth=False, kind="biggan",
                  progressive="none", progressive_input="none", combine="sum", fourier=False, rescale=True,
-                 old_names=False):  # fmt: skip
+                 old_names=False, levels=0, vp=False):  # fmt: skip
         super().__init__()
         self.__dict__.update({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         names = (ResnetBlockDDPM, AttnBlock) if old_names else (ResnetBlockDDPMpp, AttnBlockpp)
         res, attn = names if kind == "ddpm" else (ResnetBlockBigGANpp, AttnBlockpp)
         temb, modules, self.flax_order = 4 * nf, [], []
-        self.register_buffer("sigmas", torch.linspace(50, 0.01, 10, dtype=torch.float64))
+        levels_of = np.exp(np.linspace(np.log(348.0), np.log(0.01), levels or 10))
+        self.register_buffer("sigmas", torch.tensor(levels_of))
+        self.ve = bool(levels) or fourier and not vp
 
         def add(module):
             modules.append(module)
@@ -214,7 +216,7 @@ class Network(nn.Module):
         self.all_modules = nn.ModuleList(modules)
 
     def forward(self, x, condition):
-        """`condition`: sigma with Fourier features, which then divides the output; else 999 t."""
+        """`condition`: of VE sigma, or the number of a level of `levels`, which divides the output; of VP 999 t."""
         todo = iter(self.all_modules)
         take = lambda: next(todo)  # noqa: E731
         if self.fourier:
@@ -226,7 +228,7 @@ class Network(nn.Module):
             temb = torch.cat([angles.sin(), angles.cos()], dim=1)
         temb = take()(temb)
         temb = take()(F.silu(temb))
-        if self.fourier:
+        if self.ve:
             x = 2 * x - 1.0
         image, saved, last = x, [take()(x)], len(self.ch_mult) - 1
         rescaled = lambda x: x / 2**0.5 if self.rescale else x  # noqa: E731
@@ -261,7 +263,8 @@ class Network(nn.Module):
         if out is None:
             final = take()
             out = take()(F.silu(final(h)))
-        return out / condition[:, None, None, None] if self.fourier else out
+        used = self.sigmas[condition.long()].float() if self.levels else condition
+        return out / used[:, None, None, None] if self.ve else out
 
 
 def make(seed=0, **options):

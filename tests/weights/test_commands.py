@@ -1,6 +1,7 @@
 """The command: runs that every mode takes, what is refused, and what it prints."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -115,7 +116,7 @@ def test_a_file_that_does_not_fit_leaves_nothing_behind(exported, capsys):
     [
         (["look", "x"], "inspect, import or export"),
         (["import", "x"], "PATH and WORKDIR"),
-        (["export", "x", "y", "--config.seed=1"], "no flags"),
+        (["export", "x", "y", "--config.seed=1"], "no flag but"),
         (["export", "nowhere", "y"], "no run at nowhere"),
         (["inspect", "{}/tiny.safetensors", "--config.sed=1"], "unknown config key 'sed'"),
         (["inspect", "{}/tiny.safetensors", "--config=none.py"], "no config file"),
@@ -136,4 +137,4 @@ def test_weights_that_do_not_say_their_network_are_told_by_their_size(parameters
     tensors = {"all_modules.0.weight": np.broadcast_to(np.float32(0), (parameters,)), "sigmas": np.zeros(10)}
     found = Found("Score-SDE checkpoint of PyTorch", "torch", tensors, tensors)
     with pytest.raises(WeightsError, match="give --config=FILE.py.*" + PUBLISHED[parameters][1]):
-        config_of(found, None)
+        config_of(found, Path("checkpoint"), None)

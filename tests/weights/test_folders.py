@@ -12,9 +12,10 @@ from score_sde.main import load
 from score_sde.models import UNet
 from score_sde.weights.__main__ import main
 from score_sde.weights.commands import read
-from score_sde.weights.conventions import PUBLISHED
+from score_sde.weights.conventions import PUBLISHED, check_label
+from score_sde.weights.errors import WeightsError
 from score_sde.weights.naming import shapes, slots
-from score_sde.weights.opening import STEM
+from score_sde.weights.opening import STEM, Found
 from score_sde.weights.unet2d import fields
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,6 +82,25 @@ def test_a_table_of_classes_gets_a_null_class_that_adds_nothing(tmp_path):
     reading, run = read(tmp_path, ["--config.model.num_classes=2"], prepared=False)
     assert (reading.weights.params["classes"]["embedding"] == 1.5).all() and run.experiment.num_classes == 2
     assert not reading.assumed
+
+
+@pytest.mark.parametrize("layout", ["torch", "flax"])
+def test_a_label_that_score_sde_does_not_feed_is_refused(layout):
+    """By `ve_cifar.py` with a positional embedding, say, the discrete network is 87 % and more off."""
+    found, config = Found("", layout, {}, {}), load(str(CONFIGS / "ve_cifar.py"))
+    with config.unlocked():
+        check_label(found, config)
+        config.model.embedding_type, config.model.scale_by_sigma = "positional", False
+        with pytest.raises(WeightsError, match="configs/ve_cifar_discrete.py"):
+            check_label(found, config)
+        config.model.sigma_levels = (50.0, 0.01, 1000.0)
+        check_label(found, config)
+        config.sde.name, config.model.embedding_type = "vp", "fourier"
+        with pytest.raises(WeightsError, match="--config.model.log_label=True"):
+            check_label(found, config)
+        check_label(found._replace(config="{}"), config)  # of another code base, which says its own
+        config.model.log_label = True
+        check_label(found, config)
 
 
 WITH_CONFIG = [n for n, (_, file) in PUBLISHED.items() if file.startswith("configs/")]

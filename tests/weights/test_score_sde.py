@@ -29,12 +29,21 @@ NETWORKS = {
         dict(resblock_type="ddpm", progressive="output_skip", progressive_input="input_skip",
              progressive_combine="cat", ch_mult=(1, 1, 2)),
     ),
+    "NCSN++ of discrete levels": (
+        dict(smooth=True, progressive_input="residual", levels=10),
+        dict(fir_kernel=(1, 3, 3, 1), progressive_input="residual", embedding_type="positional",
+             sigma_levels=(348.0, 0.01, 10.0)),
+    ),
+    "a Fourier embedding with VP": (
+        dict(fourier=True, vp=True), dict(embedding_type="fourier", log_label=True),
+    ),
     "DDPM": (
         dict(kind="ddpm", rescale=False, old_names=True, blocks=2),
         dict(resblock_type="ddpm", skip_rescale=False, num_res_blocks=2),
     ),
 }  # fmt: skip
-LABELS = {True: (0.01, 1.0, 20.0, 348.0), False: (0.3, 37.0, 500.0, 999.0)}
+LABELS = {True: (0.01, 1.0, 20.0, 348.0), False: (0.3, 37.0, 500.0, 999.0)}  # of VE, of VP
+LEVELS = (0.0, 4.0, 9.0)  # the numbers of levels, of discrete VE
 
 
 @pytest.fixture(params=NETWORKS, scope="module")
@@ -48,19 +57,20 @@ def case(request, tmp_path_factory):
         averaged.all_modules[0].W.data = net.all_modules[0].W.data
     folder = tmp_path_factory.mktemp("weights")
     ours = dict(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0) | fields
-    return net, averaged, write_config(folder / "config.py", ours, ve=options.get("fourier", False), size=16), folder
+    return net, averaged, write_config(folder / "config.py", ours, ve=net.ve, size=16), folder
 
 
 def agree(run, tensors_of, params):
     """Our network with `params` against the reference `tensors_of`, at several noise levels."""
     import torch
 
-    for label in LABELS[tensors_of.fourier]:
+    for label in LEVELS if tensors_of.levels else LABELS[tensors_of.ve]:
+        sigma = float(tensors_of.sigmas[int(label)]) if tensors_of.levels else label
         x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
-        x *= label if tensors_of.fourier else 1
+        x *= sigma if tensors_of.ve else 1
         with torch.no_grad():
             want = tensors_of(torch.tensor(x).permute(0, 3, 1, 2), torch.full((2,), label)).permute(0, 2, 3, 1).numpy()
-        told = np.log(np.float32(label)) if tensors_of.fourier else label
+        told = np.log(np.float32(sigma)) if tensors_of.ve else label
         got = predict(run.experiment.network, params, x, told)
         assert distance(got, want) < 1e-4, label  # measured: up to 6e-6
 
