@@ -431,8 +431,8 @@ def guided_cases():
     yield Case(
         "dps step", "guided scores", measured(lambda *a, step: ss.dps(*a[:-1], step=step)), known | dict(step=0.3)
     )
-    yield Case("pigdm", "guided scores", measured(ss.pigdm), known | dict(prior_variance=0.8), (plain,))
     known |= dict(target=standard)
+    yield Case("pigdm", "guided scores", measured(ss.pigdm), known | dict(prior_variance=0.8), (plain,))
     yield Case("moment_matching", "guided scores", measured(ss.moment_matching), known, (plain,))
 
     def bounded(kind):
