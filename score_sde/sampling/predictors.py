@@ -82,9 +82,8 @@ class DDIM(LinearSampler):
         log_keep = 0.5 * jnp.log1p(self.eta**2 * shrunk)  # of the predicted noise, for the noise that is drawn
         decay = then.sigma / now.sigma * jnp.exp(log_keep)
         weight = -then.alpha * jnp.expm1(log_keep - h)
-        return row(
-            DATA, now, then, steps, decay, [weight], noise=then.sigma * self.eta * jnp.sqrt(jnp.maximum(-shrunk, 0))
-        )
+        noise = then.sigma * self.eta * noise_over_root(1.0, h)
+        return row(DATA, now, then, steps, decay, [weight], noise=noise)
 
 
 class Ancestral(LinearSampler):
