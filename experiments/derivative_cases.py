@@ -178,7 +178,8 @@ def sampler_cases():
         sampler, *neutral = SETTINGS[name] if name in SETTINGS else (kind(),)
         points = tuple({"sampler": other} for other in neutral)
         at, covers = WAY | dict(sampler=sampler), ("Langevin",) * (kind is ss.PredictorCorrector)
-        yield Case(name, "samplers", lambda **at: sampled(**at).x, at, points, covers=covers)
+        slow = not jax.tree.leaves(sampler) and name not in ("EulerMaruyama", "UniPC")  # no numbers of their own
+        yield Case(name, "samplers", lambda **at: sampled(**at).x, at, points, slow=slow, covers=covers)
     for number, sampler in enumerate(VARIANTS):
         name = f"{type(sampler).__name__} {number}"
         yield Case(name, "samplers", lambda **at: sampled(**at).x, WAY | dict(sampler=sampler), slow=True)
