@@ -178,7 +178,8 @@ def sampler_cases():
         sampler, *neutral = SETTINGS[name] if name in SETTINGS else (kind(),)
         points = tuple({"sampler": other} for other in neutral)
         at, covers = WAY | dict(sampler=sampler), ("Langevin",) * (kind is ss.PredictorCorrector)
-        yield Case(name, "samplers", lambda **at: sampled(**at).x, at, points, covers=covers)
+        slow = not jax.tree.leaves(sampler) and name not in ("EulerMaruyama", "UniPC")  # no numbers of their own
+        yield Case(name, "samplers", lambda **at: sampled(**at).x, at, points, slow=slow, covers=covers)
     for number, sampler in enumerate(VARIANTS):
         name = f"{type(sampler).__name__} {number}"
         yield Case(name, "samplers", lambda **at: sampled(**at).x, WAY | dict(sampler=sampler), slow=True)
@@ -431,8 +432,8 @@ def guided_cases():
     yield Case(
         "dps step", "guided scores", measured(lambda *a, step: ss.dps(*a[:-1], step=step)), known | dict(step=0.3)
     )
-    yield Case("pigdm", "guided scores", measured(ss.pigdm), known | dict(prior_variance=0.8), (plain,))
     known |= dict(target=standard)
+    yield Case("pigdm", "guided scores", measured(ss.pigdm), known | dict(prior_variance=0.8), (plain,))
     yield Case("moment_matching", "guided scores", measured(ss.moment_matching), known, (plain,))
 
     def bounded(kind):

@@ -69,13 +69,15 @@ def finite(h: Values) -> Values:
 
 
 def noise_over_root(strength: Number, h: Values) -> Values:
-    """sqrt((1 - e^(-2 s h))/s), s the strength of a step's noise, smooth where that is 0 as its product with sqrt(s) is
-    not.
+    """sqrt((1 - e^(-2 s h))/s), s the strength of a step's noise: smooth at 0, as its product with sqrt(s) is not.
+
+    Steps up the flow (h < 0) are for strength 0 alone; what stands here is multiplied by that.
     """
-    u = 2 * strength * finite(h)
+    h = jnp.where(h > 0, finite(h), 1)
+    u = 2 * strength * h
     some = jnp.where(u == 0, 1, u)
     share = jnp.where(u == 0, 1 - u / 2 + u**2 / 6, -jnp.expm1(-some) / some)
-    return jnp.sqrt(2 * finite(h) * share)
+    return jnp.sqrt(2 * h * share)
 
 
 def noisy(now: Levels, then: Levels) -> Levels:

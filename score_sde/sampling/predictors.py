@@ -82,9 +82,8 @@ class DDIM(LinearSampler):
         log_keep = 0.5 * jnp.log1p(self.eta**2 * shrunk)  # of the predicted noise, for the noise that is drawn
         decay = then.sigma / now.sigma * jnp.exp(log_keep)
         weight = -then.alpha * jnp.expm1(log_keep - h)
-        return row(
-            DATA, now, then, steps, decay, [weight], noise=then.sigma * self.eta * jnp.sqrt(jnp.maximum(-shrunk, 0))
-        )
+        noise = then.sigma * self.eta * noise_over_root(1.0, h)
+        return row(DATA, now, then, steps, decay, [weight], noise=noise)
 
 
 class Ancestral(LinearSampler):
@@ -177,7 +176,8 @@ class EDMStochastic(LinearSampler):
         gamma = jnp.minimum(self.s_churn / published_steps, 2**0.5 - 1)
         top = levels(sde, jnp.asarray(sde.t_max, times.dtype)[None])
         room = (steps > 0) & (now.rho >= self.s_min) & (now.rho <= self.s_max) & (now.rho < top.rho)
-        gamma = jnp.where(room, jnp.minimum(gamma, top.rho / now.rho - 1), 1)
+        limit = top.rho / now.rho - 1
+        gamma = jnp.where(room, jnp.where(limit < gamma, limit, gamma), 1)
         churned = room & (gamma > 0)
         raised = sde.inverse_log_snr(-2 * jnp.log(jnp.where(churned, 1 + gamma, 1) * now.rho))
         hat = levels(sde, jnp.where(churned, raised, times[:-1]))
