@@ -15,7 +15,7 @@ import score_sde
 from score_sde import modes
 from score_sde.config import ConfigError, base_config, build, flatten, get_config, trust
 from score_sde.config.template import checksum
-from score_sde.main import load, main
+from score_sde.main import MODES, load, main
 from score_sde.weights import commands
 from score_sde.weights.__main__ import main as weights
 from score_sde.weights.errors import WeightsError
@@ -23,7 +23,6 @@ from score_sde.weights.opening import CONFIG_KEY
 from score_sde.weights.tensors import write_safetensors
 
 ROOT = Path(score_sde.__file__).parent
-MODES = ["train", "eval", "sample", "restore", "plot"]
 MY_DATA = """
 import numpy as np
 import pathlib

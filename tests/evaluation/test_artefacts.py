@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import json
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +70,15 @@ def test_the_same_result_is_the_same_files_and_any_other_gets_the_next_name(tmp_
 def test_what_says_nothing_of_itself_is_left_alone(name, damage, tmp_path):
     (tmp_path / name).write_bytes(damage)
     assert write(tmp_path)[0].name == "a_2.json" and (tmp_path / name).read_bytes() == damage
+
+
+def test_what_is_no_file_hangs_nobody(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    signal.alarm(20)  # ends a test that waits for a writer
+    try:
+        assert write(tmp_path)[0].name == "a_2.json"
+    finally:
+        signal.alarm(0)
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_values(tmp_path):
