@@ -140,7 +140,7 @@ def timeless(value):
 def results(lane: Lane, ended: Ended) -> dict[str, object]:
     """All that a run has come to, by name."""
     found: dict[str, object] = {
-        "printed": [re.sub(", [0-9.]+ examples/s", "", line) for line in ended.out.splitlines() if "bits/dim" in line]
+        "printed": [re.sub(", [0-9.a-z]+ examples/s", "", line) for line in ended.out.splitlines() if "bits/dim" in line]
     }
     if (notes := lane.run / "checkpoints" / "40" / "meta" / "metadata").is_file():
         found["state"] = json.loads(notes.read_text())["fingerprint"]

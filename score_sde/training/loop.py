@@ -184,7 +184,8 @@ def train(
 
         def stop_if_asked(abandoned: bool) -> None:
             if signals.received:
-                save()
+                if not abandoned:  # else it is saved, or is step 0, and what is abandoned may hold the device
+                    save()
                 checkpoints.wait()
                 raise Interrupted(signals.received, run.step, abandoned)
 
@@ -200,7 +201,7 @@ def train(
                 run.advance(next(stream))
                 if due(options.log_every):
                     run.report()
-                if due(options.checkpoint_every):
+                if due(options.checkpoint_every) or due(options.snapshot_every):
                     save()
                 stop_if_asked(due(options.snapshot_every) and show())
         finally:
