@@ -52,7 +52,7 @@ class TrainingOptions:
     eps: float = 1e-8
     log_every: int = 100
     checkpoint_every: int = 5000
-    snapshot_every: int = 50_000  # a grid of EMA samples
+    snapshot_every: int = 50_000  # a grid of EMA samples, and a checkpoint
     max_bad_steps: int = 20  # steps in a row without a finite loss and gradient before giving up
     new_data: bool = False  # whether a run may go on with other data than before
     tensorboard: bool = False  # event files beside metrics.jsonl
