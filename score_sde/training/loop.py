@@ -52,7 +52,7 @@ class TrainingOptions:
     eps: float = 1e-8
     log_every: int = 100
     checkpoint_every: int = 5000
-    snapshot_every: int = 50_000  # a grid of EMA samples
+    snapshot_every: int = 50_000  # a grid of EMA samples, and a checkpoint
     max_bad_steps: int = 20  # steps in a row without a finite loss and gradient before giving up
     new_data: bool = False  # whether a run may go on with other data than before
     tensorboard: bool = False  # event files beside metrics.jsonl
@@ -184,7 +184,8 @@ def train(
 
         def stop_if_asked(abandoned: bool) -> None:
             if signals.received:
-                save()
+                if not abandoned:  # else it is saved, or is step 0, and what is abandoned may hold the device
+                    save()
                 checkpoints.wait()
                 raise Interrupted(signals.received, run.step, abandoned)
 
@@ -200,7 +201,7 @@ def train(
                 run.advance(next(stream))
                 if due(options.log_every):
                     run.report()
-                if due(options.checkpoint_every):
+                if due(options.checkpoint_every) or due(options.snapshot_every):
                     save()
                 stop_if_asked(due(options.snapshot_every) and show())
         finally:

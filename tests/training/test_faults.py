@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ from score_sde import VP
 from score_sde.files import WorkdirError
 from score_sde.training import resume
 from score_sde.training.checkpoints import Checkpoints
-from score_sde.training.loop import TrainingError, TrainingOptions, train
+from score_sde.training.loop import Interrupted, TrainingError, TrainingOptions, train
 from score_sde.training.progress import MetricsFile, read_metrics
 from tests.training.test_loop import OPTIONS, experiment
 
@@ -205,6 +208,23 @@ def test_samples_that_are_not_finite_do_not_stop_training(tmp_path, capsys):
 
     assert int(train(experiment(), EVERY_5, tmp_path, snapshot=snapshot).step) == 20
     assert "no samples at step 15, training goes on: samples 0 to 7" in capsys.readouterr().err
+
+
+def test_a_snapshot_is_dropped_for_a_signal_and_taken_when_training_goes_on(broken):
+    shutil.rmtree(broken / "checkpoints" / "15")
+
+    def snapshot(step, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)
+
+    with pytest.raises(Interrupted) as stop:
+        train(experiment(), EVERY_5, broken, snapshot=snapshot)
+    assert (stop.value.signum, stop.value.step, stop.value.abandoned) == (signal.SIGTERM, 15, True)
+    with Checkpoints(broken) as checkpoints:
+        assert checkpoints.steps()[-1] == 15
+    seen = []
+    train(experiment(), EVERY_5, broken, snapshot=lambda n, s: seen.append(n), has_snapshot=lambda n: False)
+    assert seen == [15, 20]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore, as `main.run` ignores
