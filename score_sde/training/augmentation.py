@@ -22,13 +22,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from score_sde.trees import Number
+
 LABELS = 9
 PROBABILITY = 0.12
 
 
 class Change(NamedTuple):
-    """What happens to an image: flips are 0 or 1, scale and stretch in units of 2^(1/5), angles in radians with y
-    downwards, shift (x, y) in eighths of the image."""
+    """What happens to an image: flips are 0 or 1, scale and stretch in units of 2^(1/5), angles in radians,
+    counterclockwise, shift (x, y), y downwards, in eighths of the image."""
 
     flip_x: Array
     flip_y: Array
@@ -50,8 +52,8 @@ class Change(NamedTuple):
         x = jnp.arange(width) - 0.5 * (width - 1) - self.shift[0] * width / 8
         y, x = jnp.meshgrid(y, x, indexing="ij")
         s = jnp.exp2(0.2 * self.stretch)
-        y, x = _turn(y, x, -self.axis)
-        y, x = _turn(y * s, x / s, self.axis)
+        y, x = _turn(y, x, self.axis)
+        y, x = _turn(y * s, x / s, -self.axis)
         y, x = _turn(y, x, self.angle)
         s = jnp.exp2(-0.2 * self.scale)
         return y * s + 0.5 * (height - 1), x * s + 0.5 * (width - 1)
@@ -61,7 +63,7 @@ def _turn(y: Array, x: Array, angle: Array) -> tuple[Array, Array]:
     return jnp.sin(angle) * x + jnp.cos(angle) * y, jnp.cos(angle) * x - jnp.sin(angle) * y
 
 
-def draw(key: Array, probability: float = PROBABILITY) -> Change:
+def draw(key: Array, probability: Number = PROBABILITY) -> Change:
     """A random change of one image."""
     keys = jax.random.split(key, 7)
     happens = jax.random.uniform(keys[0], (5,)) < probability
@@ -88,7 +90,9 @@ def change(image: Float[Array, "h w c"], how: Change) -> Float[Array, "h w c"]:
         _taps(at, size) for at, size in zip(how.sources(*image.shape[:2]), image.shape[:2], strict=True)
     )
     weights = row_weights[:, None] * column_weights[None]
-    return jnp.einsum("ijhw,ijhwc->hwc", weights, image[rows[:, None], columns[None]])
+    warped = jnp.einsum("ijhw,ijhwc->hwc", weights, image[rows[:, None], columns[None]])
+    moves = jnp.any(how.label()[2:] != 0)
+    return jnp.where(moves, warped, image)  # to the bit, where nothing moves
 
 
 def _taps(at: Float[Array, "h w"], size: int) -> tuple[Array, Array]:
@@ -110,7 +114,7 @@ def _taps(at: Float[Array, "h w"], size: int) -> tuple[Array, Array]:
 
 
 def augment(
-    key: Array, images: Float[Array, "b h w c"], probability: float = PROBABILITY
+    key: Array, images: Float[Array, "b h w c"], probability: Number = PROBABILITY
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b 9"]]:
     """(images, labels) after random changes, those of image i by a key of its own."""
 

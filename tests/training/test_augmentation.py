@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from score_sde.config import base_config, build
-from score_sde.training.augmentation import LABELS, Change, augment, change, draw
+from score_sde.training import augmentation
+from score_sde.training.augmentation import LABELS, Change, augment, draw
+from tests.sampling.planned import compiled_quickly
 
 IMAGE = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (8, 16, 3)), jnp.float32)
+change = jax.jit(augmentation.change)
 NOTHING = dict(flip_x=0.0, flip_y=0.0, scale=0.0, angle=0.0, stretch=0.0, axis=0.0, shift=(0.0, 0.0))
 
 
@@ -28,7 +31,7 @@ def test_flips_and_whole_pixels_are_exact():
     assert (shifted[2:, 1:] == IMAGE[:-2, :-1]).all()
     assert (shifted[1, 1:] == IMAGE[1, :-1]).all() and (shifted[2:, 0] == IMAGE[:-2, 1]).all()  # reflected at the edge
     square = IMAGE[:, :8]
-    close(change(square, make(angle=np.pi / 2)), jnp.rot90(square, -1))  # clockwise, y being downwards
+    close(change(square, make(angle=np.pi / 2)), jnp.rot90(square))
     close(change(square, make(angle=np.pi)), square[::-1, ::-1])
 
 
@@ -42,6 +45,11 @@ def test_scales_and_stretches_go_about_the_centre():
     close(found["stretch"], ramps[inside] * jnp.array([1 / s, s]))
     across = change(ramps, make(stretch=2.0, axis=np.pi / 2))[inside]
     close(across, ramps[inside] * jnp.array([s, 1 / s]))
+    # at 45 degrees to the right and up, that is along (1, -1), with y downwards
+    aslant = change(ramps, make(stretch=2.0, axis=np.pi / 4))[inside]
+    along, across = (ramps @ jnp.array([1.0, sign])[:, None] for sign in (-1.0, 1.0))
+    close(aslant @ jnp.array([1.0, -1.0]), along[inside][..., 0] / s)
+    close(aslant @ jnp.array([1.0, 1.0]), across[inside][..., 0] * s)
 
 
 def test_labels_are_those_of_the_change_and_of_its_key():
@@ -87,9 +95,10 @@ def test_a_network_with_labels_trains_and_samples_without(experiment):
         return jax.tree.map(lambda p, g: p - 0.03 * g, params, slopes), loss, slopes["augment"]["kernel"]
 
     trained, losses = params, []
-    for n in range(40):
-        trained, loss, slope = step(trained, jax.random.key(n))
-        losses.append(float(loss))
+    with compiled_quickly():
+        for n in range(30):
+            trained, loss, slope = step(trained, jax.random.key(n))
+            losses.append(float(loss))
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10]), losses
     assert jnp.abs(slope).max() > 0  # the labels do reach the network
     # sampling tells it nothing, which is zeros: the weights of the labels do not matter
