@@ -84,6 +84,7 @@ def experiment():
     return build(c).experiment
 
 
+@pytest.mark.slow
 def test_a_network_with_labels_trains_and_samples_without(experiment):
     params = experiment.init(jax.random.key(0))
     assert params["augment"]["kernel"].shape == (9, 8)
