@@ -428,7 +428,7 @@ def test_an_unknown_preset_is_refused():
     ("model__features", (8,), "model.features is not a setting of name=unet"),
     ("model__head_channels", -1, "model.head_channels must be at least 0, got -1"),
     ("model__num_classes", -1, "model.num_classes must be at least 0, got -1"),
-    ("model__augment_dim", 9, "model.augment_dim must be 0, got 9"),
+    ("model__augment_dim", 5, "model.augment_dim must be 0, or 9"),
     ("restore__noise", -0.1, "restore.noise must be at least 0, got -0.1"),
     ("restore__samples", 0, "restore.samples must be at least 1, got 0"),
     ("restore__measured", True, "restore.measured needs restore.input"),

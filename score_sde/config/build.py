@@ -59,9 +59,11 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     network = make.make("model", c.model, "name", MODELS)
     prediction = make.make("objective", c.objective, "prediction", PREDICTIONS)
     weighting = make.make("objective", c.objective, "weighting", WEIGHTINGS)
-    make.used["objective"].add("label_dropout")
+    make.used["objective"] |= {"label_dropout", "augment_probability"}
     dropout = c.objective.label_dropout
     make.check(0 <= dropout <= 1, f"objective.label_dropout must be in [0, 1], got {dropout}")
+    augment = c.objective.augment_probability
+    make.check(0 <= augment <= 1, f"objective.augment_probability must be in [0, 1], got {augment}")
     law = make.make("objective", c.objective, "times", TIMES)
     divergence = make.make("eval", c.eval, "divergence", DIVERGENCES)
     make.check(
@@ -124,7 +126,12 @@ def build(config: ConfigDict, *, devices: int = 1) -> Run:
     else:
         classes = c.model.num_classes or 0
         experiment = Experiment(
-            **common, prediction=prediction, weighting=weighting, num_classes=classes, label_dropout=dropout
+            **common,
+            prediction=prediction,
+            weighting=weighting,
+            num_classes=classes,
+            label_dropout=dropout,
+            augment_probability=augment if c.model.augment_dim else None,
         )
     return Run(
         experiment=experiment,

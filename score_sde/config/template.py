@@ -43,6 +43,7 @@ def base_config() -> ConfigDict:
         **section(WEIGHTINGS, "weighting", "sigma_squared"),
         **section(TIMES, "times", "uniform"),
         "label_dropout": 0.1,
+        "augment_probability": 0.12,
     }
     config = ConfigDict(
         {

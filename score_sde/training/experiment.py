@@ -24,6 +24,7 @@ from score_sde.objectives.times import TimeSampler
 from score_sde.objectives.weightings import Weighting
 from score_sde.predictions import Network, PredictedScore, Prediction
 from score_sde.sdes import AffineSDE
+from score_sde.training.augmentation import augment
 
 
 def _dropout(key: Array) -> dict[str, Array]:
@@ -58,7 +59,8 @@ class Experiment(OnData):
 
     shape: of one example; levels: grey levels of integer data, None for continuous data; data_range: what grey levels
     are scaled to before noise is added.  num_classes: of the network, which is told the class of an example, and with
-    probability label_dropout that it has none; 0 where it takes no classes.
+    probability label_dropout that it has none; 0 where it takes no classes.  augment_probability: of each of EDM's
+    changes of an image, of which the network is told; None where it takes no such labels.
     """
 
     sde: AffineSDE
@@ -72,6 +74,7 @@ class Experiment(OnData):
     data_range: tuple[float, float]
     num_classes: int = 0
     label_dropout: float = 0.0
+    augment_probability: float | None = None
 
     def init(self, key: Array) -> dict:
         """Fresh parameters of the network."""
@@ -94,17 +97,19 @@ class Experiment(OnData):
     def loss(self, params: dict, batch: dict[str, Array], key: Array) -> Array:
         """The training loss of a batch of examples as the source gives them: a scalar."""
         key_data, key_loss, key_dropout = jax.random.split(key, 3)
-        x = batch["x"]
-        keys = jax.random.split(key_data, x.shape[0])
+        x = self.scale(jax.random.split(key_data, len(batch["x"])), batch["x"])
         apply = partial(self._apply, params, train=True, rngs=_dropout(key_dropout))
         if self.num_classes:
             dropped = jax.random.bernoulli(jax.random.fold_in(key, 3), self.label_dropout, x.shape[:1])
             apply = partial(apply, class_label=jnp.where(dropped, self.num_classes, batch["label"]))
+        if self.augment_probability is not None:
+            x, told = augment(jax.random.fold_in(key, 4), x, self.augment_probability)
+            apply = partial(apply, augment_label=told)
         losses = denoising_score_matching(
             key_loss,
             self.sde,
             Network(apply, self.sde, self.prediction),
-            self.scale(keys, x),
+            x,
             prediction=self.prediction,
             weighting=self.weighting,
             times=self.times,

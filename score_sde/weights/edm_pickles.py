@@ -1,8 +1,8 @@
 """Network pickles of NVlabs' edm, read without torch and without running anything they say.
 
-Such a file is one pickle: objects of `torch_utils.persistence`, each of which embeds the source of its class, and tensors
-whose storages are files of the old `torch.save` inside it.  Here an object is its class's name and its attributes, and
-the source is a text that nobody looks at.
+Such a file is one pickle: objects of `torch_utils.persistence`, each of which embeds the source of its class, and
+tensors whose storages are files of the old `torch.save` inside it.  Here an object is its class's name and its
+attributes, and the source is a text that nobody looks at.
 """
 
 import io
@@ -119,7 +119,7 @@ class _Raw(NamedTuple):
     raw: memoryview
 
     def numbers(self, storage: _Storage) -> np.ndarray:
-        return numbers_of(self.raw, storage.dtype)
+        return numbers_of(bytes(self.raw), storage.dtype)
 
 
 def _storage(raw: Any, path: Path) -> _Storage:
@@ -142,8 +142,8 @@ def _storage(raw: Any, path: Path) -> _Storage:
 
 
 def read_edm(path: Path) -> Any:
-    """The value of a bare pickle, with `Persistent` for the objects of NVlabs' persistent classes and a `LazyTensor` for
-    each tensor.  Nothing of the file is executed.
+    """The value of a bare pickle, with `Persistent` for the objects of NVlabs' persistent classes and a `LazyTensor`
+    for each tensor.  Nothing of the file is executed.
 
     Raises:
         WeightsError: the file is damaged, or its pickle names anything else.

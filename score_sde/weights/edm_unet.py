@@ -53,8 +53,8 @@ def open_edm(path: Path) -> tuple[str, dict[str, LazyTensor], str]:
         )
     if not isinstance(net, Persistent):
         raise WeightsError(
-            f"{path}: expected a pickle of NVlabs' edm, with a network as 'ema', got another one. Of other networks save "
-            "the weights alone: torch.save(net.state_dict(), 'weights.pth')."
+            f"{path}: expected a pickle of NVlabs' edm, with a network as 'ema', got another one. Of other networks "
+            "save the weights alone: torch.save(net.state_dict(), 'weights.pth')."
         )
     try:
         model = _model(path, net)
@@ -186,8 +186,8 @@ def _in_score_sde(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _matrix(tensor: LazyTensor, turn: int | None = None) -> LazyTensor:
-    """A 1x1 convolution (out, in, 1, 1) as Score-SDE's matrix (in, out), or its bias; of every third output, from `turn`
-    on, unless that is None."""
+    """A 1x1 convolution (out, in, 1, 1) as Score-SDE's matrix (in, out), or its bias; of every third output, from
+    `turn` on, unless that is None."""
     rows = slice(None) if turn is None else slice(turn, None, 3)
     outputs = tensor.shape[0] if turn is None else tensor.shape[0] // 3
     shape = (tensor.shape[1], outputs) if len(tensor.shape) == 4 else (outputs,)

@@ -61,8 +61,8 @@ def open_weights(path: Path) -> Found:
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}. Give a file or folder of weights.") from error
     raise WeightsError(
-        f"{path}: expected weights, got a file of another format, or the rest of a damaged one. Fetch it again, or give a "
-        ".pth, .safetensors, .pkl of NVlabs' edm, checkpoint_N or a diffusers folder."
+        f"{path}: expected weights, got a file of another format, or the rest of a damaged one. Fetch it again, or "
+        "give a .pth, .safetensors, .pkl of NVlabs' edm, checkpoint_N or a diffusers folder."
     )
 
 
