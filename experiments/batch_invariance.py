@@ -34,7 +34,7 @@ if __name__ == "__main__":
                 keys, sde, score, (keys.size, 2), sampler=ss.UniPC(), steps=30, grid=ss.grids.log_snr
             )
         )
-        figures.at_most(f"{name}: fixed grid, largest distance", fixed.max(), 5e-4)
+        figures.at_most(f"{name}: fixed grid, largest distance", fixed.max(), 5e-6)
         for tolerance, found in adaptive.items():
             distance, other = compare(
                 lambda keys, sde=sde, score=score, tolerance=tolerance: ss.sample_adaptive(

@@ -21,6 +21,7 @@ from score_sde.trees import Number
 
 KEY, X = jax.random.key(0), jnp.ones((4, 2))
 TARGET = ss.Gaussian(jnp.zeros(2), jnp.array([[1.0, 0.2], [0.2, 1.0]]))
+MASK = ss.operators.Mask((2,), jnp.array([1, 0]))
 FUNCTIONS = {name: f for name, f in vars(ss).items() if inspect.isfunction(f)}
 
 
@@ -28,9 +29,10 @@ def still(x, t):
     return -x
 
 
+TILTED = ss.pigdm(still, ss.VP(), MASK, jnp.zeros((4, 2)), 0.1)
 GOOD = {
     "key": KEY, "sde": ss.VP(), "score": still, "shape": (4, 2), "x": X, "x0": X, "x_init": X, "a": X, "b": X,
-    "weights": jnp.ones(3), "source": still, "target": still, "guided": still, "predict": still, "steps": 10,
+    "weights": jnp.ones(3), "source": still, "target": still, "guided": TILTED, "predict": still, "steps": 10,
     "draws": 2, "levels": 256, "chain": ss.discrete.ddpm(100), "t_start": 0.5, "times": jnp.ones(2),
 }  # fmt: skip
 WRONG = {  # of each name, values of another kind

@@ -71,7 +71,8 @@ def log_prob(
 ) -> LogProb:
     """Log-density of data under the probability flow of a score, with its error and cost.
 
-    Step sizes are chosen per sample, so a value does not depend on its batch mates; the error norm is the larger of
+    Step sizes are chosen per sample, so a value does not depend on its batch mates (but for rounding, which in float32
+    may decide of a step: then within the tolerance, see `sample_adaptive`); the error norm is the larger of
     the state's root mean square and the log-density's, so the tolerances bound both.
 
     Args:

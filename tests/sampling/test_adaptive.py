@@ -36,7 +36,7 @@ def test_the_exact_flow_map_of_a_gaussian_is_met_to_the_tolerance(sde, x64):
 def restless_far_out(x, t):
     """-x/2, but where |x| > 100, a field that needs very small steps."""
     far = jnp.abs(x).max(1, keepdims=True) > 100
-    return -0.5 * x + jnp.where(far, 100 * jnp.sin(10 * x), 0.0)
+    return -0.5 * x + jnp.where(far, 20 * jnp.sin(10 * x), 0.0)
 
 
 CALM = np.array([[1.0, -0.5], [0.3, 2.0]])
@@ -52,6 +52,21 @@ def test_a_sample_does_not_feel_its_batch_mates(x64):
     assert mixed.nfe[:2].min() > 2 * mixed.nfe[2:].max()  # the mates did need other steps
     np.testing.assert_array_equal(mixed.nfe[2:], alike.nfe[2:])
     np.testing.assert_allclose(mixed.x[2:], alike.x[2:], rtol=1e-13)  # the same steps: rounding of float64
+
+
+def test_rounding_hardly_ever_decides_of_a_step():
+    """In float32 and another batch: 31 of these 64 took other steps as long as errors of rounding set them."""
+    sde, target = ss.SubVP(), ss.GaussianMixture(means=[[-1.0, 0.0], [1.0, 0.5]], stds=[0.3, 0.2])
+
+    def solve(keys):
+        return ss.sample_adaptive(keys, sde, target.score(sde), (keys.size, 2))
+
+    keys = sample_keys(KEY, 64)
+    whole, alone = solve(keys), [solve(keys[i : i + 1]) for i in range(64)]
+    other = np.concatenate([out.nfe for out in alone]) != whole.nfe
+    distance = np.abs(np.concatenate([out.x for out in alone]) - whole.x).max(1)
+    assert other.sum() <= 6  # measured 2
+    assert np.quantile(distance, 0.9) < 2e-4  # measured 2e-5
 
 
 def test_nfe_is_the_number_of_evaluations():

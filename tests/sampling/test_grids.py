@@ -95,7 +95,7 @@ def test_a_rule_of_one_s_own_serves_as_grid():
         (dict(t_start=0.1, t_end=0.5), "strictly falling"),
         (dict(t_start=1.2), r"t_start must be in \[t_min, t_max\] = \[1e-05, 1\] of VP, got 1.2"),
         (dict(t_end=1e-7), r"t_end must be in \[t_min, t_max\] = \[1e-05, 1\] of VP, got 1e-07"),
-        (dict(t_end=float("nan")), "t_end must be in .* got nan"),
+        (dict(t_end=float("nan")), "t_end must be a real number, got nan"),
         (dict(steps=0), "steps must be at least 1, got 0"),
         (dict(steps=-3), "steps must be at least 1, got -3"),
     ],
