@@ -237,7 +237,7 @@ def sampler_cases():
         scores = target.score(sde), other.score(sde)
         return ss.translate(sde, *scores, x, sampler=ss.DDIM(), steps=3, t_start=t_end, t_end=t_start).x
 
-    yield Case("translate", "samplers", translated, way | dict(other=OTHER))
+    yield Case("translate", "samplers", translated, way | dict(other=OTHER), slow=True)
 
     def edited(sde, target, x, t_start, t_end):
         return ss.sdedit(KEY, sde, target.score(sde), x, t_start, steps=3, t_end=t_end).x
@@ -261,7 +261,7 @@ def loss(sde, x0, target, prediction, weighting, times):
 def loss_cases():
     way = dict(sde=USERS, x0=X, target=TARGET)
     way |= dict(prediction=ss.predictions.EDM(0.7), weighting=ss.weightings.SigmaSquared(), times=ss.times.LogSNR())
-    yield Case("denoising_score_matching", "losses", loss, way)
+    yield Case("denoising_score_matching", "losses", loss, way, slow=True)
     parts = {
         "prediction": (ss.predictions, ss.predictions.Prediction),
         "weighting": (ss.weightings, ss.weightings.Weighting),
@@ -335,13 +335,13 @@ def likelihood_cases():
     yield Case("continuous_bound of levels", "bounds", continuous(cells), way, slow=True)
     yield Case(
         "optimal_variances", "bounds",
-        lambda sde, target, x, chain: ss.optimal_variances(KEY, sde, target.score(sde), x, chain=chain), at,
+        lambda sde, target, x, chain: ss.optimal_variances(KEY, sde, target.score(sde), x, chain=chain), at, slow=True,
     )  # fmt: skip
     yield Case("prior_kl", "bounds", lambda sde, x: ss.prior_kl(sde, x), dict(sde=USERS, x=X))
     yield Case(
         "bound_by_noise_level", "bounds",
         lambda sde, target, x: ss.bound_by_noise_level(KEY, sde, target.score(sde), x, bins=3),
-        dict(sde=USERS, target=TARGET, x=X),
+        dict(sde=USERS, target=TARGET, x=X), slow=True,
     )  # fmt: skip
     yield Case(
         "score_error", "bounds",
