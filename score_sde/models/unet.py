@@ -73,7 +73,8 @@ class UNet(nn.Module):
     of every normalisation; `frequency_endpoint`, whether the positional frequencies reach 1e-4; `symmetric_padding` of
     the convolutions of stride 2; `up_attn_resolutions`, the heights with attention on the way up where they are others
     than on the way down ((0,): none); `attend_middle`, whether the attention in the middle normalises its input
-    ('normed'), does not ('plain'), or is left out ('none').
+    ('normed'), does not ('plain'), or is left out ('none'); `class_first`, whether the class is added to the embedded
+    label before the affine maps, as in EDM's networks, and not after them.
 
     So are `log_label`, which embeds log(label), as Song et al. do with 'fourier' and VP; and `sigma_levels`, (largest
     sigma, smallest, N): of a label log sigma the embedding sees the number of the nearest of N levels, 0 the largest,
@@ -120,6 +121,7 @@ class UNet(nn.Module):
     sigma_levels: tuple[float, ...] = ()
     up_attn_resolutions: tuple[int, ...] = ()
     attend_middle: str = "normed"
+    class_first: bool = False
     dtype: str = "float32"
     remat: bool = False
 
@@ -244,20 +246,24 @@ class UNet(nn.Module):
 
     def _embed(self, label: Array, class_label: Array | None, augment_label: Array | None) -> Float[Array, "b e"]:
         """What the blocks are told: the embedded label, through two affine maps, and the class."""
+
+        def add_class(temb: Array) -> Array:  # named, as is `augment`: the automatic names do not depend on them
+            known = jnp.full(label.shape, self.num_classes) if class_label is None else class_label
+            return temb + nn.Embed(self.num_classes + 1, temb.shape[-1], name="classes")(known)
+
         if self.embedding_type == "fourier":
             temb = FourierEmbedding(self.nf, self.fourier_scale)(label)
         else:
             temb = positional_embedding(label, self.nf, self.frequency_endpoint)
-        if self.augment_dim:  # named, as are the classes: the automatic names below do not depend on them
+        if self.num_classes and self.class_first:
+            temb = add_class(temb)
+        if self.augment_dim:
             augment = jnp.zeros((len(label), self.augment_dim)) if augment_label is None else augment_label
             augment = augment.astype(jnp.float32)
             temb = temb + nn.Dense(temb.shape[-1], use_bias=False, name="augment", kernel_init=default_init())(augment)
         temb = dense(4 * self.nf)(temb)
         temb = dense(4 * self.nf)(nn.swish(temb))
-        if self.num_classes:
-            known = jnp.full(label.shape, self.num_classes) if class_label is None else class_label
-            temb = temb + nn.Embed(self.num_classes + 1, 4 * self.nf, name="classes")(known)
-        return temb
+        return add_class(temb) if self.num_classes and not self.class_first else temb
 
     def _check(
         self, shape: tuple[int, ...], label_shape: tuple[int, ...], class_label: Any, augment_label: Any
@@ -304,6 +310,8 @@ class UNet(nn.Module):
                 "expected sigma_levels (largest sigma, smallest, two levels or more) with embedding_type='positional', "
                 f"got {self.sigma_levels} with {self.embedding_type!r}. Use (50.0, 0.01, 1000.0), or leave them out."
             )
+        if self.class_first and not self.num_classes:
+            raise ValueError("expected num_classes above 0 with class_first, got 0. Set num_classes, or leave it out.")
         if class_label is not None and (not self.num_classes or class_label.shape != label_shape):
             raise ValueError(
                 f"expected one class_label per image, {label_shape}, and num_classes above 0, got shape "

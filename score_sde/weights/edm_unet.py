@@ -8,7 +8,8 @@ queries, keys and values are one map, whose outputs go in turns.  The preconditi
     VEPrecond     VE with data in [0, 1]: D = x + sigma F(x, log(sigma/2)) with data in [-1, 1] is the score F/(sigma/2)
                   of x' = (x + 1)/2, whose noise level is sigma/2
 
-ADM's networks (`DhariwalUNet`), iDDPM's preconditioning and networks of classes have no counterpart here.
+A class enters there as an affine map of sqrt(classes) times its one-hot vector, no class as that of zeros: the rows of a
+table and its last.  ADM's networks (`DhariwalUNet`) and iDDPM's preconditioning have no counterpart here.
 """
 
 import reprlib
@@ -94,10 +95,11 @@ def _config(path: Path, net: Persistent, model: Persistent) -> ConfigDict:
 
     for name in o.keys() - _DEFAULTS.keys() - sizes:
         need(name, False, "not to be there")
-    size, channels, fourier = o["img_resolution"], o["in_channels"], o["embedding_type"] == "fourier"
+    size, channels, classes = o["img_resolution"], o["in_channels"], o["label_dim"]
+    fourier = o["embedding_type"] == "fourier"
     need("img_resolution", type(size) is int and size > 0, "to be a number of pixels")
     need("out_channels", type(channels) is int and o["out_channels"] == channels > 0, "to be in_channels")
-    need("label_dim", o["label_dim"] == 0, "0, a network without classes")
+    need("label_dim", type(classes) is int and classes >= 0, "to be a number of classes")
     need("channel_mult_emb", o["channel_mult_emb"] == 4, "4")
     need("channel_mult_noise", o["channel_mult_noise"] == 1 + fourier, "1 with positional embedding, 2 with fourier")
     need("embedding_type", o["embedding_type"] in ("positional", "fourier"), "positional or fourier")
@@ -110,6 +112,9 @@ def _config(path: Path, net: Persistent, model: Persistent) -> ConfigDict:
         c.model.nf, c.model.ch_mult = o["model_channels"], tuple(o["channel_mult"])
         c.model.num_res_blocks, c.model.attn_resolutions = o["num_blocks"], tuple(o["attn_resolutions"])
         c.model.dropout, c.model.augment_dim = float(o["dropout"]), o["augment_dim"]
+        if classes:
+            c.model.num_classes, c.model.class_first = classes, True
+            c.objective.label_dropout = float(o["label_dropout"])
         c.model.embedding_type, c.model.fir_kernel = o["embedding_type"], () if fir == (1, 1) else fir
         c.model.progressive_input = _ENCODERS[o["encoder_type"]]
         c.model.progressive = _DECODERS[o["decoder_type"]]
@@ -161,6 +166,9 @@ def _in_score_sde(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         if module == "map_augment":
             found[name] = tensor
             continue
+        if module == "map_label":
+            found[module] = _table(tensors["map_label.weight"], tensors["map_label.bias"])
+            continue
         *place, inside = module.split(".") if module.count(".") == 2 else (module, "")
         at = (*place, inside in ("norm2", "qkv", "proj"))
         number, last = number + (at != last), at
@@ -183,6 +191,15 @@ def _in_score_sde(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         else:
             found[f"{to}.{leaf}"] = tensor
     return found
+
+
+def _table(weight: LazyTensor, bias: LazyTensor) -> LazyTensor:
+    """What their map of a class adds to the embedded label: a row for each class, and one for none."""
+    features, classes = weight.shape
+    if bias.shape != (features,):
+        raise ValueError("expected a bias for each output of map_label")
+    rows = lambda: np.pad(np.asarray(weight).T * np.sqrt(classes), ((0, 1), (0, 0))) + np.asarray(bias)  # noqa: E731
+    return LazyTensor((classes + 1, features), rows)
 
 
 def _matrix(tensor: LazyTensor, turn: int | None = None) -> LazyTensor:

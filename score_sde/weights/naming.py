@@ -91,6 +91,9 @@ def slots(net: UNet, shape: tuple[int, ...], layout: str, *, cos_first: bool = F
         for path, size in below.get(part.ours, []) if part.ours else []:
             inside, _, leaf = path.partition("/")[2].rpartition("/")
             if part.kind == "classes":
+                if layout == "torch" and net.class_first:  # EDM's, from `edm_unet`
+                    found.append(Slot(path, size, (("map_label", "same"),)))
+                    continue
                 if layout != "diffusers":
                     raise WeightsError(
                         f"expected model.num_classes 0, as Score-SDE's networks know no classes, got {net.num_classes}."

@@ -151,6 +151,7 @@ def diffusers_config(net: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
         free = name == "attend_each_up" and not any(net.attends(shape[0])[1])
         need(name, free or getattr(net, name) == value, f"{value!r} with resblock_type={net.resblock_type!r}")
     need("augment_dim", not net.augment_dim, "0")
+    need("class_first", not net.class_first, "False")
     need("log_label", not net.log_label, "False")
     need("sigma_levels", not net.sigma_levels, "none")
     need("attend_middle", net.attend_middle != "plain" or net.scale_shift, "normed or none without scale_shift")

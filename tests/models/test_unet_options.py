@@ -242,6 +242,18 @@ def test_not_augmented_is_zero():
     assert differ(apply(net, params, X, LABEL, augment_label=jnp.ones((2, 2))), apply(net, params))
 
 
+def test_classes_that_come_first_enter_where_augmentation_does():
+    fields = dict(ch_mult=(1,), attn_resolutions=(), embedding_type="fourier")  # whose embedding is twice as wide
+    net, other = unet(num_classes=3, class_first=True, **fields), unet(augment_dim=4, **fields)
+    params = random_params(net)
+    table = params["classes/embedding"]
+    same = {**params, "augment/kernel": table}
+    same.pop("classes/embedding")
+    assert_close(apply(net, params, X, LABEL, CLASS), apply(other, same, X, LABEL, augment_label=jnp.eye(4)[CLASS]))
+    null = jnp.eye(4)[jnp.array([3, 3])]
+    assert_close(apply(net, params), apply(other, same, X, LABEL, augment_label=null))
+
+
 # --- blocks
 
 
@@ -381,6 +393,7 @@ def test_remat_gives_the_same_gradients():
     (dict(resamp_with_conv=False), "resamp_with_conv=True with resblock_type='biggan'"),
     (dict(progressive_combine="cat"), "expected progressive_input='input_skip' with progressive_combine='cat'"),
     (dict(scale_by_sigma=True), "expected embedding_type='fourier' with scale_by_sigma"),
+    (dict(class_first=True), "expected num_classes above 0 with class_first, got 0"),
     (dict(head_channels=3), "head_channels to divide .* got 3 for width 16"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused(fields, words):
