@@ -97,10 +97,7 @@ def check_label(found: Found, config: ConfigDict) -> None:
 
 
 def assumed(found: Found, given: ConfigDict | None, config: ConfigDict) -> list[str]:
-    """What a diffusers folder does not say, and what its `config` holds instead: sentences for the user.
-
-    And what sampling needs to be told of a network that has seen no image without its class.
-    """
+    """What a file does not say, and what its `config` holds instead: sentences for the user."""
     if config.model.class_first and not config.objective.label_dropout:
         return ["no image without its class was seen in training: sample with --config.sampling.label"]
     if found.unet is None or found.config is not None:

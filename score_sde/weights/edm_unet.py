@@ -8,8 +8,8 @@ queries, keys and values are one map, whose outputs go in turns.  The preconditi
     VEPrecond     VE with data in [0, 1]: D = x + sigma F(x, log(sigma/2)) with data in [-1, 1] is the score F/(sigma/2)
                   of x' = (x + 1)/2, whose noise level is sigma/2
 
-A class enters there as an affine map of sqrt(classes) times its one-hot vector, no class as that of zeros: the rows of a
-table and its last.  ADM's networks (`DhariwalUNet`) and iDDPM's preconditioning have no counterpart here.
+A class enters as an affine map of sqrt(classes) times its one-hot vector, no class as that of zeros: `_table`.  ADM's
+networks (`DhariwalUNet`) and iDDPM's preconditioning have no counterpart here.
 """
 
 import reprlib
@@ -194,7 +194,8 @@ def _in_score_sde(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _table(weight: LazyTensor, bias: LazyTensor) -> LazyTensor:
-    """What their map of a class adds to the embedded label: a row for each class, and one for none."""
+    """What their map of a class adds to the embedded label: a row for each class, sqrt(classes) weight + bias, and one
+    for none, the bias."""
     features, classes = weight.shape
     if bias.shape != (features,):
         raise ValueError("expected a bias for each output of map_label")

@@ -91,7 +91,7 @@ def slots(net: UNet, shape: tuple[int, ...], layout: str, *, cos_first: bool = F
         for path, size in below.get(part.ours, []) if part.ours else []:
             inside, _, leaf = path.partition("/")[2].rpartition("/")
             if part.kind == "classes":
-                if layout == "torch" and net.class_first:  # EDM's, from `edm_unet`
+                if layout == "torch" and net.class_first:  # EDM's, made a table by `edm_unet`
                     found.append(Slot(path, size, (("map_label", "same"),)))
                     continue
                 if layout != "diffusers":
