@@ -121,8 +121,8 @@ def _number(name: str, value: Any) -> Number:
     if is_concrete(value):
         low = 0 if name in POSITIVE | NOT_NEGATIVE else -np.inf
         if np.isnan(float(value)) or float(value) < low or (name in POSITIVE and float(value) == 0):
-            bound = " positive" if name in POSITIVE else " at least 0" if name in NOT_NEGATIVE else " a real number"
-            raise ValueError(f"{name} must be{bound}, got {float(value):g}.")
+            bound = "positive" if name in POSITIVE else "at least 0" if name in NOT_NEGATIVE else "a real number"
+            raise ValueError(f"{name} must be {bound}, got {float(value):g}.")
     return value
 
 

@@ -29,6 +29,12 @@ def import_solvers() -> None:
     import diffrax  # noqa: F401
 
 
+def check_precision(dtype: Any) -> None:
+    """Raise ValueError for numbers coarser than float32: short steps of an adaptive solve would round to none."""
+    if jnp.finfo(dtype).eps > jnp.finfo(jnp.float32).eps:
+        raise ValueError(f"expected float32 or float64 for adaptive steps, got {dtype}. Use astype.")
+
+
 def single_sample(field: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     """A batched field (x (B, *event), t (B,)) as one of a single sample (x (*event), t ())."""
     return lambda x, t: field(x[None], t[None])[0]
@@ -49,7 +55,7 @@ def split_norm(parts: tuple[Array, Array]) -> Array:
 
 
 def first_step(sde: AffineSDE, t0: Number, t1: Number, change: Number = 1.0) -> Array:
-    """The step from t0 towards t1 in which the log-SNR changes by 1, or by `change`: the flow of any SDE is smooth so.
+    """The step from t0 towards t1 in which the log-SNR changes by `change`: on its scale the flow of any SDE is smooth.
 
     A share of the interval can be too long where the noise sets in: VP's first thousandth holds 5 units of log-SNR,
     and on a learned score each solve then begins with five to eight rejected steps

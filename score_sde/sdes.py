@@ -176,9 +176,7 @@ class AffineSDE(Frozen):
         return self.alpha(t) / self.alpha(earlier), -jnp.square(sigma) * jnp.expm1(-2 * h)
 
     def published_transition(self, t: Times, earlier: Times) -> tuple[Times, Times]:
-        """(m, v) as the published samplers of this SDE have them: those of the chain whose limit it is; the exact ones
-        where they are the published ones (VE), or there are none.
-        """
+        """(m, v) of the published chain whose limit this SDE is: `transition`, unless a subclass states another."""
         return self.transition(t, earlier)
 
     def prior_std(self, dtype=None) -> Array:

@@ -149,9 +149,13 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_compiles(table, kind)
         lambda: ss.VP(0.1, 400.0),
         lambda: ss.sample(KEY, ss.RectifiedFlow(), still, (4, 2), x_init=X.astype(jnp.bfloat16), steps=20),
         lambda: ss.sample(KEY, ss.VP(), still, (4, 2), x_init=X.astype(jnp.bfloat16), steps=1000),
+        lambda: ss.sample_adaptive(KEY, ss.VP(), still, (4, 2), x_init=X.astype(jnp.bfloat16)),
+        lambda: ss.sample_sde(KEY, ss.VP(), still, (4, 2), x_init=X.astype(jnp.float16)),
+        lambda: ss.encode_adaptive(ss.VP(), still, X.astype(jnp.bfloat16)),
+        lambda: ss.log_prob(KEY, ss.VP(), still, X.astype(jnp.bfloat16)),
         lambda: ss.sample(KEY, ss.VP(), still, (4, 2), grid=jnp.array([1.0, 0.5, 0.5, 0.1])),
     ],
-    ids=range(11),
+    ids=range(15),
 )
 def test_values_that_do_not_go_together_are_refused(make):
     with pytest.raises(ValueError, match="expected|must be") as error:

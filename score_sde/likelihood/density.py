@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from score_sde import trees
 from score_sde.arguments import checked
 from score_sde.arrays import of_sample, sample_keys
-from score_sde.flow import import_solvers, single_sample, solve, split_norm
+from score_sde.flow import check_precision, import_solvers, single_sample, solve, split_norm
 from score_sde.likelihood.divergence import Divergence, Hutchinson
 from score_sde.sdes import AffineSDE, Score, check_score, check_time
 from score_sde.trees import Frozen, Number, is_concrete
@@ -100,7 +100,8 @@ def log_prob(
         LogProb(nats, standard_error, nfe, latent, converged).
 
     Raises:
-        ValueError: a time outside the SDE's range, no key for random probes, values that are not finite.
+        ValueError: a time outside the SDE's range, no key for random probes, values that are not finite, an x
+            coarser than float32.
         TypeError: a score that returns another shape or dtype, at tracing.
 
     >>> import jax, jax.numpy as jnp, score_sde as ss
@@ -118,6 +119,7 @@ def log_prob(
     check_time(sde, "t_start", t_start)
     if is_concrete(x) and not np.isfinite(np.asarray(x)).all():
         raise ValueError("expected finite data, got nan or infinite values in x.")
+    check_precision(x.dtype)
     check_score(score, x.shape, x.dtype)
     keys = sample_keys(key, x.shape[0])
     import_solvers()

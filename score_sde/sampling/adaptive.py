@@ -14,7 +14,7 @@ from jaxtyping import Float
 from score_sde import trees
 from score_sde.arguments import checked
 from score_sde.arrays import fold_in, of_sample, sample_keys
-from score_sde.flow import first_step, import_solvers, rms, single_sample, solve
+from score_sde.flow import check_precision, first_step, import_solvers, rms, single_sample, solve
 from score_sde.sampling import grids
 from score_sde.sampling.loop import PRIOR, check_shape, denoised, make_times, start_from_prior
 from score_sde.sampling.results import Samples
@@ -52,16 +52,18 @@ def sample_adaptive(
     Returns:
         Samples(x, nfe, first_bad_step, None); `first_bad_step` is the number of steps after which a solve gave up.
 
-    Raises: as `sample`; ValueError for tolerances that cannot be, and without `x_init` for times that do not fall;
-        FloatingPointError also where a solve needs more than `max_steps` steps.
+    Raises: as `sample`; ValueError for tolerances that cannot be, for an `x_init` coarser than float32, and without
+        `x_init` for times that do not fall; FloatingPointError also where a solve needs more than `max_steps` steps.
     """
     t_start = sde.t_max if t_start is None else t_start
     t_end = sde.t_sampling if t_end is None else t_end
     check_time(sde, "t_start", t_start)
     check_time(sde, "t_end", t_end)
+    check_shape(x_init, shape)
     if x_init is None:
         check_falling(t_start, t_end)
-    check_shape(x_init, shape)
+    else:
+        check_precision(x_init.dtype)
     check_score(score, shape, None if x_init is None else x_init.dtype)
     import_solvers()
     return _solve_flow(
@@ -149,6 +151,8 @@ def sample_sde(
         check_time(sde, "t_start", t_start)
         check_time(sde, "t_end", t_end)
         check_falling(t_start, t_end)
+        if x_init is not None:
+            check_precision(x_init.dtype)
     import_solvers()
     return _solve_sde(
         key, tuple(shape), sde, score, x_init, temperature, denoise, t_start, t_end, times, rtol, atol, solver,

@@ -151,9 +151,9 @@ class EDMStochastic(LinearSampler):
 
     In x/alpha, whose noise level is rho = sigma/alpha: rho is raised to (1 + gamma) rho, gamma =
     min(s_churn/N, sqrt(2) - 1) where s_min <= rho <= s_max, by noise of s_noise times the standard deviation that
-    takes.  N counts as published, with the last step, to rho = 0: where the grid ends above that and `denoise` is the
-    last step, N = steps + 1.  The level never exceeds that of t_max, and the first step has no churn: the published
-    sampler asks the network for levels that no training has seen.
+    takes.  N counts the step to rho = 0, as published: it is `steps`, or steps + 1 for a grid that ends above rho = 0,
+    which leaves that step to `denoise`.  The level never exceeds that of t_max, and the first step has no churn: the
+    published sampler asks the network for levels that no training has seen.
 
     Two evaluations per step.  On the way states carry the churn of the step to come.  The defaults leave the law exact;
     the paper tunes s_churn, s_min, s_max and s_noise (1.003 to 1.007) to data and network (its table 5).

@@ -31,8 +31,8 @@ class Samples(Frozen):
                 raise FloatingPointError(
                     f"{(steps >= 0).sum()} of {steps.size} samples stopped being finite, the first at step "
                     f"{steps[steps >= 0].min()} (sample {int(np.argmax(steps >= 0))}). Check the score near that time, "
-                    "or take more steps. Keep a learned score in the range of its data: ss.Clipped(score, sde, low, "
-                    "high), which is then given to pigdm or dps."
+                    "or take more steps. Bound what a learned score predicts: ss.Clipped(score, sde, low, high), which "
+                    "is then given to pigdm or dps where they guide."
                 )
         return self
 
