@@ -49,7 +49,8 @@ Published weights become runs by `python -m score_sde.weights import`; its --hel
 What a run leaves in its workdir:
   config.json          config, overrides, versions, devices
   metrics.jsonl        step, loss, gradient norm, images/s; one JSON object a line
-  checkpoints/         the newest states; `train` resumes from the last undamaged one
+  checkpoints/         the newest states, and the newest before a loss that exploded; `train` resumes from the last
+                       undamaged one, or, with a lower learning rate, from before the explosion
   plots/               learning curve, loss by noise level: at the end of training and by --mode=plot
   samples/             EMA samples from fixed noise at every snapshot; those of --mode=sample
   restored/            posterior samples of --mode=restore, their picture and figures
@@ -57,7 +58,7 @@ What a run leaves in its workdir:
                        all360 for n360 where they are all; the digits are of the settings.  Values per example beside it
 Beside every array and picture lies a JSON file that says what made it.  Nothing is overwritten by something else: a
 command with other settings, or another result, writes files of other names.
-Ctrl-C and SIGTERM save before they stop.  A GPU or TPU is used where JAX finds one.
+Ctrl-C, SIGTERM and SIGHUP save before they stop; a second one stops at once.  A GPU or TPU is used where JAX finds one.
 
 Code runs from --config files, and as module:function of a config (data.name=my_data:load).  Such a name is taken from a
 config file and the command line; from a run's config.json, that of guidance.workdir too, only with --trust, or where
