@@ -151,7 +151,7 @@ def _message(error: Exception) -> str | None:
     if _is_ours(error):
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
-        return f"{error.filename or 'the output'}: {error.strerror}. Free it, or choose another place."
+        return f"{error.filename or 'the output'}: {error.strerror}. Make room, give access, or choose another place."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         reason = (str(error).splitlines() or ["no more"])[0][:200]
         return f"out of memory ({reason}). Lower training.batch_size, sampling.batch_size or eval.batch_size."

@@ -85,7 +85,8 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
             )  # fmt: skip
         except Interrupted as stop:
             name = signal.Signals(stop.signum).name
-            tell(f"{name}: saved at step {stop.step} of {run.training.steps}. Resume with the command:\n  {command}")
+            done = "saved" if stop.step else "stopped"  # in the first snapshot there is nothing to save
+            tell(f"{name}: {done} at step {stop.step} of {run.training.steps}. Resume with the command:\n  {command}")
             if stop.abandoned:  # its thread would be waited for
                 sys.stdout.flush()
                 os._exit(128 + stop.signum)

@@ -219,6 +219,7 @@ class _Steps:
         self.state, self.step, self.window = state, step, window
         self._dispatch, self._sharding, self._options, self._files = dispatch, sharding, options, files
         self._pending = Pending(int(state.bad_steps))
+        # Dispatches that are not looked at yet: as many as may be bad, since the device halts by itself after those.
         self._lag = -(-options.max_bad_steps // options.steps_per_dispatch)
         self._since, self._began = step, time.monotonic()
         self.progress = Progress("train", options.steps, step)
@@ -227,7 +228,7 @@ class _Steps:
         """One dispatch.
 
         Raises:
-            TrainingError: training has halted.  It is seen a few dispatches late: to look at once would be to wait.
+            TrainingError: training has halted, up to 2 `_lag` dispatches ago: to look at each would be to wait for it.
         """
         self.state, measured = self._dispatch(self.state, jax.device_put(batch, self._sharding))
         self.step += self._options.steps_per_dispatch
