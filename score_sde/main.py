@@ -243,6 +243,8 @@ def overridden(argv: list[str]) -> list[str]:
 
 def take_switch(argv: list[str], name: str) -> tuple[list[str], bool]:
     """(argv without the switch, whether it was there)."""
+    if any(word.startswith((f"--{name}=", f"-{name}=")) for word in argv):
+        raise UsageError(f"--{name} takes no value. See --help.")
     rest = [word for word in argv if word not in (f"--{name}", f"-{name}")]
     return rest, len(rest) < len(argv)
 

@@ -184,7 +184,10 @@ def weights_of(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, i
     """
     found = newest(run, workdir, step)
     if found is None:
-        raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
+        raise WorkdirError(
+            f"no checkpoint in {workdir / 'checkpoints'}. Train first, with --mode=train; or, if it was trained, "
+            "put its checkpoints back."
+        )
     return found
 
 
