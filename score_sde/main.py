@@ -21,7 +21,7 @@ Score-based generative modelling through SDEs: train, sample, and evaluate likel
   python -m score_sde.main --workdir=runs/vp_digits --mode=sample         a picture and an array of samples
   python -m score_sde.main --workdir=runs/vp_digits --mode=restore        test images from half of them
   python -m score_sde.main --workdir=runs/vp_digits --mode=plot           learning curve and loss by noise level
-  python -m score_sde.main --workdir=runs/vp_digits --mode=list           all of these, with their settings
+  python -m score_sde.main --workdir=runs/vp_digits --mode=list           what all of these have left, with settings
 
 flags:
   --config=FILE.py     what to do: a file with get_config(), as in configs/; start your own from one of them
