@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from score_sde.reading import RegularFile
+from score_sde.reading import RegularFile, read_bytes
 
 _TEMPORARY = ".partial"  # how the name of a file that is being written ends
 
@@ -47,15 +48,14 @@ def check_space(directory: Path, needed: int) -> None:
         )
 
 
-def read_bytes(path: str | Path) -> bytes:
+def read_of_run(path: str | Path) -> bytes:
     """The bytes of a file of a run.
 
     Raises:
         WorkdirError: there is none, it is no file (a FIFO would hang the reader), or larger than `reading` allows.
     """
     try:
-        with RegularFile(path) as file:
-            return file.read()
+        return read_bytes(path)
     except OSError as error:
         raise WorkdirError(f"cannot read {path}: {error.strerror}. Restore it, or use another --workdir.") from error
 
@@ -140,6 +140,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
 
 
+def json_digest(value: Any) -> str:
+    """The sha256 of a JSON value, whatever the order of its keys: 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
@@ -153,6 +158,13 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_arrays` has written; a damaged file raises one of a dozen types of error."""
+    with RegularFile(path) as file, np.load(file, allow_pickle=False) as found:
+        file.check_memory(sum(entry.file_size for entry in found.zip.infolist()))
+        return dict(found)
 
 
 def _take_lock(file: Any, directory: Path) -> None:

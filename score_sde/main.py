@@ -21,7 +21,7 @@ Score-based generative modelling through SDEs: train, sample, and evaluate likel
   python -m score_sde.main --workdir=runs/vp_digits --mode=sample         a picture and an array of samples
   python -m score_sde.main --workdir=runs/vp_digits --mode=restore        test images from half of them
   python -m score_sde.main --workdir=runs/vp_digits --mode=plot           learning curve and loss by noise level
-  python -m score_sde.main --workdir=runs/vp_digits --mode=list           all of these, with their settings
+  python -m score_sde.main --workdir=runs/vp_digits --mode=list           what all of these have left, with settings
 
 flags:
   --config=FILE.py     what to do: a file with get_config(), as in configs/; start your own from one of them
@@ -49,7 +49,8 @@ Published weights become runs by `python -m score_sde.weights import`; its --hel
 What a run leaves in its workdir:
   config.json          config, overrides, versions, devices
   metrics.jsonl        step, loss, gradient norm, images/s; one JSON object a line
-  checkpoints/         the newest states; `train` resumes from the last undamaged one
+  checkpoints/         the newest states, and the newest before a loss that exploded; `train` resumes from the last
+                       undamaged one, or, with a lower learning rate, from before the explosion
   plots/               learning curve, loss by noise level: at the end of training and by --mode=plot
   samples/             EMA samples from fixed noise at every snapshot; those of --mode=sample
   restored/            posterior samples of --mode=restore, their picture and figures
@@ -57,7 +58,7 @@ What a run leaves in its workdir:
                        all360 for n360 where they are all; the digits are of the settings.  Values per example beside it
 Beside every array and picture lies a JSON file that says what made it.  Nothing is overwritten by something else: a
 command with other settings, or another result, writes files of other names.
-Ctrl-C and SIGTERM save before they stop.  A GPU or TPU is used where JAX finds one.
+Ctrl-C, SIGTERM and SIGHUP save before they stop; a second one stops at once.  A GPU or TPU is used where JAX finds one.
 
 Code runs from --config files, and as module:function of a config (data.name=my_data:load).  Such a name is taken from a
 config file and the command line; from a run's config.json, that of guidance.workdir too, only with --trust, or where
@@ -150,7 +151,7 @@ def _message(error: Exception) -> str | None:
     if _is_ours(error):
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
-        return f"{error.filename or 'the output'}: {error.strerror}. Free it, or choose another place."
+        return f"{error.filename or 'the output'}: {error.strerror}. Make room, give access, or choose another place."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         reason = (str(error).splitlines() or ["no more"])[0][:200]
         return f"out of memory ({reason}). Lower training.batch_size, sampling.batch_size or eval.batch_size."
@@ -242,6 +243,8 @@ def overridden(argv: list[str]) -> list[str]:
 
 def take_switch(argv: list[str], name: str) -> tuple[list[str], bool]:
     """(argv without the switch, whether it was there)."""
+    if any(word.startswith((f"--{name}=", f"-{name}=")) for word in argv):
+        raise UsageError(f"--{name} takes no value. See --help.")
     rest = [word for word in argv if word not in (f"--{name}", f"-{name}")]
     return rest, len(rest) < len(argv)
 

@@ -2,7 +2,8 @@
 
 A file may claim anything of itself: that it holds 2^40 numbers, that it unpacks to terabytes, that it is a file at all.
 So only regular files are opened, without waiting (a FIFO or a device is an error), and what a file asks for is compared
-with what is there before memory is taken.  Every refusal is an OSError whose `strerror` is one line with a remedy.
+with what is there before memory is taken.  Every refusal is an OSError whose `strerror` says in one line what was
+expected and what came; who catches it knows the remedy.
 
 A file may take as much memory as `SCORE_SDE_MAX_BYTES`, or 16 times the bytes that it takes on the disk if that is
 more: who sends a file of a gigabyte may fill gigabytes, who sends one of kilobytes may not.

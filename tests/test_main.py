@@ -405,6 +405,7 @@ MISTAKES = {
     "another section's key": (["--config.model.learning_rate=1"], "Did you mean 'training.learning_rate'?"),
     "a misspelt switch": (["--noconfig.training.final_evl"], "Did you mean 'training.final_eval'?"),
     "a flag for a workdir": (["--workdir"], "--workdir needs a value") ,
+    "a value for a switch": (["--trust=True"], "--trust takes no value") ,
     "a number beyond float32": (["--config.training.eps=1e-50"], "training.eps must be 0 or between 1e-37 and 1e+37"),
     "a number beyond int32": (["--config.sampling.num_samples=9999999999"], "must be at most 2^31 - 1 in size"),
     "more devices than can be": (["--config.training.cpu_devices=99999"], "cpu_devices must be at most 256"),
@@ -496,7 +497,7 @@ def test_no_checkpoint_yet(mode, trained, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
     shutil.copy(trained / "config.json", workdir)
-    assert "no checkpoint in" in refused(tmp_path, f"--workdir={workdir}", f"--mode={mode}")
+    assert "put its checkpoints back" in refused(tmp_path, f"--workdir={workdir}", f"--mode={mode}")
     (workdir / "checkpoints").mkdir()
     assert "no checkpoint in" in refused(tmp_path, f"--workdir={workdir}", f"--mode={mode}")
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from score_sde.files import read_bytes
+from score_sde.files import json_digest, read_of_run
 from score_sde.training.loop import TrainingOptions
 
 from .kinds import section
@@ -91,7 +90,7 @@ def get_config(path: str | Path, *, trust: Trust = False) -> ConfigDict:
         ConfigError: the file is damaged or was changed, or names code that is not the user's (`trust.check_names`).
         WorkdirError: it is no file that can be read.
     """
-    text = read_bytes(path)
+    text = read_of_run(path)
     try:
         saved = json.loads(text)
         summed = CHECKSUM in saved
@@ -113,9 +112,8 @@ def get_config(path: str | Path, *, trust: Trust = False) -> ConfigDict:
 
 
 def checksum(saved: dict[str, Any]) -> str:
-    """The checksum of a config.json: sha256 of what it holds beside it, as JSON in one order and spacing."""
-    rest = {key: value for key, value in saved.items() if key != CHECKSUM}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """The checksum of a config.json: the digest of what it holds besides."""
+    return json_digest({key: value for key, value in saved.items() if key != CHECKSUM})
 
 
 @functools.cache  # told once

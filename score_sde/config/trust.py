@@ -22,7 +22,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from score_sde.files import WorkdirError, read_bytes, write_json
+from score_sde.files import WorkdirError, write_json
+from score_sde.reading import read_bytes
 
 from .validation import ConfigError
 
@@ -116,7 +117,7 @@ def _recorded(file: Path, text: bytes) -> dict[str, dict[str, str]]:
         entry = json.loads(read_bytes(_entry(file)))
         same = entry["place"] == str(_place(file)) and entry["config"] == _sha256(text)
         return dict(entry["names"]) if same else {}
-    except (OSError, WorkdirError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -125,7 +126,7 @@ def _find(name: str, recorded: Mapping[str, str], run: Path | None) -> str | Non
     path = Path(recorded["file"])
     try:
         same = _sha256(read_bytes(path)) == recorded["sha256"]
-    except (OSError, WorkdirError):
+    except OSError:
         return f"which was {path} when you trained, and cannot be read there now"
     if not same:
         return f"which was {path} when you trained, and that file has changed since"

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.files import write_arrays
-from score_sde.reading import RegularFile
+from score_sde.files import read_arrays, write_arrays
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +31,7 @@ class Partial:
         if self.path is None or not self.path.exists():
             return []
         try:
-            with RegularFile(self.path) as file, np.load(file, allow_pickle=False) as found:
-                file.check_memory(sum(entry.file_size for entry in found.zip.infolist()))
-                part = {k: found[k] for k in found.files}
+            part = read_arrays(self.path)
             stamp = json.loads(str(part.pop("stamp")))
             other = [k for k in {**stamp, **self.stamp} if stamp.get(k) != self.stamp.get(k)]
         except Exception:  # damaged, for which zip files raise a dozen types

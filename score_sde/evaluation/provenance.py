@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_sde.files import json_digest
 from score_sde.reading import read_text
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
@@ -123,7 +124,7 @@ def _numbers(x: np.ndarray) -> Any:
 
 def digest(value: Any) -> str:
     """Eight hexadecimal digits of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    return json_digest(value)[:8]
 
 
 def arrays_digest(arrays: dict[str, np.ndarray]) -> str:

@@ -17,8 +17,9 @@ from score_sde.evaluation.pictures import write_accuracy_by_level, write_bound_b
 from score_sde.extras import MissingExtra
 from score_sde.files import check_writable
 from score_sde.training.experiment import Classification
+from score_sde.training.progress import tell
 
-from .opening import check_examples, origin_of, prepare, say, weights_of
+from .opening import check_examples, origin_of, prepare, weights_of
 
 
 def eval_mode(workdir: Path, config: Any) -> int:
@@ -68,7 +69,7 @@ def tell_accuracy(run: Run, params: Any, step: int, workdir: Path) -> None:
     try:
         write_accuracy_by_level(found, workdir / "eval", origin_of(workdir, step, params))
     except MissingExtra as error:
-        say(f"note: no picture of the accuracy by noise level: {error}")
+        tell(f"note: no picture of the accuracy by noise level: {error}")
 
 
 def _plot_bound(run: Run, params: Any, report: LikelihoodReport, stem: Path) -> Path:
@@ -83,5 +84,5 @@ def _plot_bound(run: Run, params: Any, report: LikelihoodReport, stem: Path) -> 
     try:
         return write_bound_by_level(found, stem, origin_of(stem.parents[1], report.step, params), unit=report.unit)[-1]
     except MissingExtra as error:
-        say(f"note: no picture of the bound by noise level: {error}")
+        tell(f"note: no picture of the bound by noise level: {error}")
         return stem.with_name(f"{stem.name}_by_level.npz")

@@ -5,7 +5,8 @@ from typing import Any
 
 from score_sde.evaluation.artefacts import artefacts, fullest, newest, without_settings
 
-TOLD = ("name", "sde", "levels", "data_range", "examples", "batch_size", "num_samples", "rows")  # or in `what`
+# Of the settings, what is no news: said by `what`, the same in the whole run, or without influence.
+TOLD = ("name", "sde", "levels", "data_range", "split", "examples", "drawn", "rows", "batch_size", "num_samples")
 
 
 def list_mode(workdir: Path) -> int:

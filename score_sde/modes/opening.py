@@ -17,8 +17,7 @@ from score_sde.config.trust import own, remember
 from score_sde.config.validation import batch_problems
 from score_sde.evaluation import provenance
 from score_sde.evaluation.examples import examples_of
-from score_sde.evaluation.provenance import versions as _versions
-from score_sde.files import WorkdirError, check_run, read_bytes, write_json
+from score_sde.files import WorkdirError, check_run, read_of_run, write_json
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import abstract_state
@@ -31,9 +30,6 @@ FREE = ("sampling.", "guidance.", "restore.", "eval.", "data.dir", "training.ste
 FREE += ("training.checkpoint_every", "training.snapshot_every", "training.max_bad_steps", "training.final_eval")
 FREE += ("training.cpu_devices", "training.tensorboard", "training.new_data")
 FREE += tuple(f"training.{name}" for name in SETTINGS)  # training says so, and notes it
-
-
-say = tell
 
 
 def binding(config: Any) -> dict[str, Any]:
@@ -92,7 +88,7 @@ def _of_run(mode: str, workdir: Path, config: Any, overrides: dict, trust: bool)
         names = ", ".join(clash)
         raise ConfigError(f"{names} cannot change in --mode={mode}: {workdir} was trained otherwise ({listed}).")
     if bound:
-        say(f"note: using the config saved in {workdir}; the given one differs ({listed}).")
+        tell(f"note: using the config saved in {workdir}; the given one differs ({listed}).")
     with saved.unlocked():
         for key in different:
             if key in overrides:
@@ -159,16 +155,16 @@ def save_config(workdir: Path, config: Any, overrides: dict, place: Path | None 
 
     place: where the workdir will be, if it is made elsewhere.
     """
-    devices = [f"{d.platform}:{d.device_kind}" for d in jax.devices()]
+    versions, devices = provenance.versions(), provenance.devices()
     path = workdir / "config.json"
     if path.is_file():
-        there = json.loads(read_bytes(path))
-        if there.get("devices") != devices or there.get("versions") != _versions():
-            say("note: devices or versions differ from those of the run so far; it goes on, but not to the same bits.")
+        there = json.loads(read_of_run(path))
+        if there.get("devices") != devices or there.get("versions") != versions:
+            tell("note: devices or versions differ from those of the run so far; it goes on, but not to the same bits.")
     saved = {
         "config": json.loads(config.to_json()),
         "overrides": {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},
-        "versions": _versions(),
+        "versions": versions,
         "devices": devices,
     }
     write_json(path, saved | {CHECKSUM: checksum(saved)})
@@ -181,14 +177,17 @@ def origin_of(workdir: Path, step: int | None, params: Any = None) -> provenance
 
 
 def weights_of(run: Run, workdir: Path, step: int | None = None) -> tuple[Any, int]:
-    """EMA weights and step of the newest good checkpoint, or of that of `step`.
+    """EMA weights and step of the newest undamaged checkpoint, or of that of `step`.
 
     Raises:
         WorkdirError: there is none.
     """
     found = newest(run, workdir, step)
     if found is None:
-        raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
+        raise WorkdirError(
+            f"no checkpoint in {workdir / 'checkpoints'}. Train first, with --mode=train; or, if it was trained, "
+            "put its checkpoints back."
+        )
     return found
 
 

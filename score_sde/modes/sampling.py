@@ -29,8 +29,9 @@ from score_sde.evaluation.restoration import (
 from score_sde.evaluation.samples import NonFiniteSamples, SamplingOptions, generate, write_samples
 from score_sde.files import WorkdirError, check_writable
 from score_sde.training.experiment import Classification
+from score_sde.training.progress import tell
 
-from .opening import origin_of, prepare, say, weights_of
+from .opening import origin_of, prepare, weights_of
 
 
 def sample_mode(workdir: Path, config: Any, *, trust: bool = False) -> int:
@@ -94,7 +95,7 @@ def _tell(problem: NonFiniteSamples | None) -> int:
     """The exit code, after the line that goes with it."""
     if problem is None:
         return 0
-    say(f"error: {problem} What there is has been written, and which are finite.")
+    tell(f"error: {problem} What there is has been written, and which are finite.")
     return 1
 
 
@@ -104,9 +105,9 @@ def _kept_in_range(run: Run) -> SamplingOptions:
     if e.levels is None and run.sampling.transform is None:
         try:
             observed = observed_range(e.load("train"))
-            say("predicted data are kept in {:.4g}..{:.4g}, a little more than the training data's".format(*observed))
+            tell("predicted data are kept in {:.4g}..{:.4g}, a little more than the training data's".format(*observed))
         except DataError as error:
-            say(f"note: predicted data are not kept in range, since that of the training data is not known: {error}")
+            tell(f"note: predicted data are not kept in range, since that of the training data is not known: {error}")
     return keep_in_range(e, run.sampling, observed)
 
 

@@ -24,11 +24,11 @@ from score_sde.plots import check_matplotlib, suits
 from score_sde.training.checkpoints import KEEP
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import Interrupted, abstract_state, train
-from score_sde.training.progress import EventFiles, clock
+from score_sde.training.progress import EventFiles, clock, tell
 from score_sde.training.resume import check
 
 from .evaluation import evaluate, tell_accuracy
-from .opening import binding, check_examples, newest, origin_of, prepare, save_config, saved_every, say
+from .opening import binding, check_examples, newest, origin_of, prepare, save_config, saved_every
 
 
 def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, started: float) -> int:
@@ -48,7 +48,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     _check_ends(run)
     _check_own(workdir)
     if run.own_data:
-        say(str(describe(source, run.experiment.data_range)))
+        tell(str(describe(source, run.experiment.data_range)))
     identity = {"config": binding(config), "data": fingerprint(source)}
     check(workdir, run.training, identity, saved_every=saved_every(workdir))
     with locked(workdir):
@@ -72,11 +72,11 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
             settings, origin = how.settings(run.experiment, seed=run.sampling_seed), origin_of(workdir, step, state.ema)
             made = Provenance("snapshot", f"{len(found.x)} samples from fixed noise", origin, settings)
             written = write_samples(run.experiment, found, stem_of(step), made, replace=True)
-            say(f"samples at step {step}: {written[-1]}")
+            tell(f"samples at step {step}: {written[-1]}")
             return written[-1].read_bytes() if written[-1].suffix == ".png" else None
 
         count = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
-        say(f"training {workdir} for {run.training.steps} steps on {count}")
+        tell(f"training {workdir} for {run.training.steps} steps on {count}")
         try:
             state = train(
                 run.experiment, run.training, workdir, seed=run.seed, flip=run.flip,
@@ -85,7 +85,8 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
             )  # fmt: skip
         except Interrupted as stop:
             name = signal.Signals(stop.signum).name
-            say(f"{name}: saved at step {stop.step} of {run.training.steps}. Resume with the command:\n  {command}")
+            done = "saved" if stop.step else "stopped"  # in the first snapshot there is nothing to save
+            tell(f"{name}: {done} at step {stop.step} of {run.training.steps}. Resume with the command:\n  {command}")
             if stop.abandoned:  # its thread would be waited for
                 sys.stdout.flush()
                 os._exit(128 + stop.signum)
@@ -100,7 +101,7 @@ def train_mode(workdir: Path, config: Any, overrides: dict, *, command: str, sta
     try:
         _plot(run, workdir, (state.ema, int(state.step)))
     except (MissingExtra, DataError) as error:
-        say(f"note: not all pictures of the training are drawn: {error}")
+        tell(f"note: not all pictures of the training are drawn: {error}")
     print(f"elapsed {clock(time.monotonic() - started)}")
     return 0
 
@@ -126,7 +127,7 @@ def plot_mode(workdir: Path, config: Any) -> int:
     found = newest(run, workdir)
     _plot(run, workdir, found)
     if found is None:
-        say(f"note: no checkpoint in {workdir} yet, so no loss by noise level.")
+        tell(f"note: no checkpoint in {workdir} yet, so no loss by noise level.")
     return 0
 
 

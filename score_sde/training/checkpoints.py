@@ -4,7 +4,6 @@ Beside the state lie notes in JSON: the fingerprint of the state, its step, whet
 what the caller adds, and a digest of all of these.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from score_sde.files import WorkdirError
+from score_sde.files import WorkdirError, json_digest
+from score_sde.reading import read_text
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ def notes_of(directory: Path, step: int) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, or of another step.
     """
-    notes = json.loads((Path(directory) / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    notes = json.loads(read_text(Path(directory) / "checkpoints" / str(step) / "meta" / "metadata"))
     if not isinstance(notes, dict):
         raise ValueError("its notes are damaged")
     if "digest" in notes:
-        if notes.pop("digest") != _digest(notes):
+        if notes.pop("digest") != json_digest(notes):
             raise ValueError("its notes do not match their digest")
         if notes["step"] != step:
             raise ValueError(f"it holds step {notes['step']}")
@@ -87,10 +87,6 @@ def newest_notes(directory: Path) -> tuple[int, dict[str, Any]] | None:
 def saved_steps(directory: Path) -> list[int]:
     """Steps that have a checkpoint in `directory`/checkpoints, rising."""
     return sorted(int(p.name) for p in (Path(directory) / "checkpoints").glob("*") if p.name.isdecimal())
-
-
-def _digest(notes: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Checkpoints:
@@ -168,7 +164,7 @@ class Checkpoints:
             raise self._gone()
         marks = [int(v) for v in np.asarray(fingerprint(state))]
         notes = json.loads(json.dumps({"fingerprint": marks, "step": step, "good": good, **notes}))
-        meta = ocp.args.JsonSave({**notes, "digest": _digest(notes)})
+        meta = ocp.args.JsonSave({**notes, "digest": json_digest(notes)})
         args = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), meta=meta)
         if good:
             self._good.add(step)

@@ -159,8 +159,7 @@ def train(
         run = _Steps(dispatch, state, step, window, sliced, options, metrics)
 
         def save() -> None:
-            bad = run.settle()
-            good = not bad and not run.window.exploded()
+            good = run.settle() == 0 and not run.window.exploded()
             safe = checkpoints.newest_good()
             if not good and safe is not None and safe == checkpoints.steps()[-1]:
                 tell(f"note: at step {run.step} the loss is no longer good; checkpoint {safe} is kept.")
@@ -219,7 +218,8 @@ class _Steps:
     ):  # fmt: skip
         self.state, self.step, self.window = state, step, window
         self._dispatch, self._sharding, self._options, self._files = dispatch, sharding, options, files
-        self._pending = Pending()
+        self._pending = Pending(int(state.bad_steps))
+        # Dispatches that are not looked at yet: as many as may be bad, since the device halts by itself after those.
         self._lag = -(-options.max_bad_steps // options.steps_per_dispatch)
         self._since, self._began = step, time.monotonic()
         self.progress = Progress("train", options.steps, step)
@@ -228,7 +228,7 @@ class _Steps:
         """One dispatch.
 
         Raises:
-            TrainingError: training has halted.  It is seen a few dispatches late: to look at once would be to wait.
+            TrainingError: training has halted, up to 2 `_lag` dispatches ago: to look at each would be to wait for it.
         """
         self.state, measured = self._dispatch(self.state, jax.device_put(batch, self._sharding))
         self.step += self._options.steps_per_dispatch
@@ -237,12 +237,15 @@ class _Steps:
             self.settle(leave=self._lag)
 
     def settle(self, leave: int = 0) -> int:
-        """Take all that was measured, but of the last `leave` dispatches, into the window; the bad steps in a row.
+        """Take all that was measured, but of the last `leave` dispatches, into the window.
+
+        Returns how many steps in a row, up to the last one taken, were bad.
 
         Raises:
             TrainingError: training has halted.
         """
-        bad = self._pending.fetch(self.window, leave)
+        self._pending.fetch(self.window, leave)
+        bad = self._pending.bad_steps
         if bad >= self._options.max_bad_steps:
             self._pending.fetch(self.window)
             self.step = int(self.state.step)

@@ -53,7 +53,8 @@ class Progress:
             return
         elapsed = time.monotonic() - self.began
         left = elapsed * (self.total - done) / max(done - self.first, 1)
-        tell(f"{self.what} {done}/{self.total}  {note}  elapsed {clock(elapsed)}  ETA {clock(left)}")
+        note = f"  {note}" if note else ""
+        tell(f"{self.what} {done}/{self.total}{note}  elapsed {clock(elapsed)}  ETA {clock(left)}")
 
     def close(self) -> None:
         """Leave the bar as it is."""

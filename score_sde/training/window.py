@@ -60,10 +60,14 @@ class Window:
 
 
 class Pending:
-    """What steps have measured, still on the device: to fetch it at once would be to wait for each step."""
+    """What steps have measured, still on the device: to fetch it at once would be to wait for each step.
 
-    def __init__(self):
+    bad_steps: how many steps in a row were bad, up to the last one that was fetched.
+    """
+
+    def __init__(self, bad_steps: int = 0):
         self._measured: list[Any] = []
+        self.bad_steps = bad_steps
 
     def __len__(self) -> int:
         return len(self._measured)
@@ -72,11 +76,11 @@ class Pending:
         """Add the `StepMetrics` of a dispatch, (k,) each."""
         self._measured.append(measured)
 
-    def fetch(self, window: Window, leave: int = 0) -> int:
-        """Move all dispatches but the last `leave` into `window`; the bad steps in a row at the last of those moved."""
+    def fetch(self, window: Window, leave: int = 0) -> None:
+        """Move all dispatches but the last `leave` into `window`."""
         ready = len(self._measured) - leave
         moved: Sequence[Any] = jax.device_get(self._measured[:ready])
         del self._measured[:ready]
         for measured in moved:
             window.add(measured.loss, measured.grad_norm)
-        return int(moved[-1].bad_steps[-1]) if moved else 0
+            self.bad_steps = int(measured.bad_steps[-1])

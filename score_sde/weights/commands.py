@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from score_sde.config.trust import own, remember
 from score_sde.files import WorkdirError, check_run, check_space, write_bytes, writing
 from score_sde.main import load, overridden, read_flags, take, take_switch
 from score_sde.models import UNet
-from score_sde.modes import prepare, save_config
+from score_sde.modes import prepare, save_config, weights_of
 from score_sde.reading import printable
 from score_sde.training.checkpoints import KEEP, Checkpoints
 from score_sde.training.loop import abstract_state, state_of
@@ -175,7 +175,7 @@ def export(workdir: Path, out: Path, *, trust: bool = False) -> int:
     if folder and not isinstance(net, UNet):
         raise WeightsError(f"diffusers' UNet2DModel is no {config.model.name}. Export to a .safetensors file.")
     description = diffusers_config(net, shape) if folder else None
-    ema, step = _averages(run, workdir)
+    ema, step = weights_of(run, workdir)
     text = json.dumps({"config": json.loads(config.to_json())})
     header = {"format": "pt", CONFIG_KEY: text, STEP_KEY: str(step)}
     tensors = as_file(slots(net, shape, "diffusers" if folder else "ours"), ema)
@@ -187,13 +187,3 @@ def export(workdir: Path, out: Path, *, trust: bool = False) -> int:
         remember(out, text.encode(), flatten(config))
     print(f"EMA weights of step {step}, {sum(t.size for t in tensors.values()):,} parameters: {out}")
     return 0
-
-
-def _averages(run: Run, workdir: Path) -> tuple[Any, int]:
-    if not (workdir / "checkpoints").is_dir():
-        raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(abstract_state(run.experiment, run.training, run.seed))
-    if state is None:
-        raise WorkdirError(f"no checkpoint in {workdir} yet. Train it first, with --mode=train.")
-    return state.ema, int(state.step)

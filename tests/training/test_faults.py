@@ -100,7 +100,7 @@ def test_a_checkpoint_of_an_older_version_is_told_to_be_unchecked(tmp_path, caps
     path = tmp_path / "checkpoints" / "20" / "meta" / "metadata"
     path.write_text(json.dumps({"fingerprint": json.loads(path.read_text())["fingerprint"]}))
     check(tmp_path, data="another", seed=1)
-    assert "checkpoint 20 has no record of config and data" in capsys.readouterr().err
+    assert "checkpoint 20 is of an older version that recorded neither config nor data" in capsys.readouterr().err
     again = train(experiment(), TrainingOptions(**OPTIONS), tmp_path)
     assert int(again.step) == int(state.step)
 
@@ -193,7 +193,12 @@ def test_training_halts_at_the_bound_not_at_the_next_report(tmp_path):
         def sigma(self, t):
             return super().sigma(t) * jnp.nan
 
-    options = TrainingOptions(**OPTIONS | dict(steps=1000, log_every=500, checkpoint_every=500), max_bad_steps=3)
+    options = TrainingOptions(**OPTIONS | dict(steps=2, log_every=2, checkpoint_every=2), max_bad_steps=3)
+    train(experiment(sde=Breaks()), options, tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:  # what was reported before the save is not forgotten in it
+        assert checkpoints.steps() == [2] and checkpoints.newest_good() is None
+    (tmp_path / "metrics.jsonl").unlink()
+    options = dataclasses.replace(options, steps=1000, log_every=500, checkpoint_every=500)
     with pytest.raises(TrainingError, match="the last 3 steps up to 3 had no finite loss"):
         train(experiment(sde=Breaks()), options, tmp_path)
     assert read_metrics(tmp_path / "metrics.jsonl")["skipped"].tolist() == [3]
