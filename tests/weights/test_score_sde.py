@@ -24,18 +24,16 @@ NETWORKS = {
         dict(smooth=True, progressive="output_skip", progressive_input="input_skip", fourier=True, ch_mult=(1, 1, 2)),
         dict(fir_kernel=(1, 3, 3, 1), progressive="output_skip", progressive_input="input_skip", ch_mult=(1, 1, 2)),
     ),
-    "concatenated, DDPM's blocks": (
-        dict(kind="ddpm", progressive="output_skip", progressive_input="input_skip", combine="cat", ch_mult=(1, 1, 2)),
+    "concatenated, DDPM's blocks, a Fourier embedding with VP": (
+        dict(kind="ddpm", progressive="output_skip", progressive_input="input_skip", combine="cat", ch_mult=(1, 1, 2),
+             fourier=True, vp=True),
         dict(resblock_type="ddpm", progressive="output_skip", progressive_input="input_skip",
-             progressive_combine="cat", ch_mult=(1, 1, 2)),
+             progressive_combine="cat", ch_mult=(1, 1, 2), embedding_type="fourier", log_label=True),
     ),
     "NCSN++ of discrete levels": (
         dict(smooth=True, progressive_input="residual", levels=10),
         dict(fir_kernel=(1, 3, 3, 1), progressive_input="residual", embedding_type="positional",
              sigma_levels=(348.0, 0.01, 10.0)),
-    ),
-    "a Fourier embedding with VP": (
-        dict(fourier=True, vp=True), dict(embedding_type="fourier", log_label=True),
     ),
     "DDPM": (
         dict(kind="ddpm", rescale=False, old_names=True, blocks=2),
