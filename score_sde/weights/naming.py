@@ -81,7 +81,7 @@ def slots(net: nn.Module, shape: tuple[int, ...], layout: str, *, cos_first: boo
     if layout == "ours":
         return [Slot(path, size, ((path, "same"),)) for path, size in shapes(net, shape).items()]
     if not isinstance(net, UNet):
-        raise WeightsError(f"expected a UNet, as names of {layout} are of none else, got {type(net).__name__}.")
+        raise WeightsError(f"expected a UNet for the names of {layout}, got {type(net).__name__}.")
     below: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for path, size in shapes(net, shape).items():
         below.setdefault(path.partition("/")[0], []).append((path, size))
