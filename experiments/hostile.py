@@ -1,7 +1,9 @@
 """Hostile files, made without any library that would refuse to write them: at most 10 kB on the disk each.
 
-A case writes its files into an empty folder and returns the path to open.  Code in a file that is executed makes the
-file `canary`.  `hostile_weights.py` and `hostile_data.py` fill CORPUS, `hostile_files.py` opens everything in it.
+A case writes its files into an empty folder and returns the path to open.  They are opened in another folder, that of
+`plant`, where Python finds the module `planted`: code of a file that is executed, and that module where it is imported,
+makes the file `canary` there.  `hostile_weights.py` and `hostile_data.py` fill CORPUS, `hostile_files.py` opens
+everything in it.
 """
 
 import os
@@ -13,22 +15,29 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Case:
-    """door: how it is opened, a key of `hostile_files.DOORS`; make: writes it and returns what to open."""
+    """door: how it is opened, one of those of `hostile_files.open_case`; make: writes it and returns what to open."""
 
     name: str
     door: str
-    make: Callable[[Path, Path], Path]
+    make: Callable[[Path], Path]
 
 
 CORPUS: dict[str, Case] = {}
 DEEP = 2_000  # brackets in brackets
 
 
-def add(door: str, name: str, make: Callable[[Path, Path], Any], file: str = "file") -> None:
-    """Add a case: `make(folder, canary)` returns the bytes of `file`, or writes what it wants and returns None."""
+def plant(folder: Path) -> Path:
+    """Fill `folder`, the working directory to be, with the module `planted`; returns the place of the canary."""
+    folder.mkdir()
+    (folder / "planted.py").write_text("open('canary', 'w').close()\n")
+    return folder / "canary"
 
-    def write(folder: Path, canary: Path) -> Path:
-        data = make(folder, canary)
+
+def add(door: str, name: str, make: Callable[[Path], Any], file: str = "file") -> None:
+    """Add a case: `make(folder)` returns the bytes of `file`, or writes what it wants and returns None."""
+
+    def write(folder: Path) -> Path:
+        data = make(folder)
         if data is not None:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(data)
@@ -39,8 +48,9 @@ def add(door: str, name: str, make: Callable[[Path, Path], Any], file: str = "fi
 
 
 def add_all(door: str, cases: dict[str, bytes], file: str = "file") -> None:
+    """Add a case for each name and bytes of `file`."""
     for name, data in cases.items():
-        add(door, name, lambda folder, canary, data=data: data, file)
+        add(door, name, lambda folder, data=data: data, file)
 
 
 # --- what is no file -------------------------------------------------------------------------------------------------
@@ -65,7 +75,7 @@ def add_not_files(door: str, file: str, start: bytes = b"", companions: dict[str
     """FIFOs, devices, links in circles, and a sparse file that begins with `start`, in the place of `file`."""
     for kind, write in NOT_FILES.items():
 
-        def make(folder: Path, canary: Path, write=write, kind=kind) -> None:
+        def make(folder: Path, write=write, kind=kind) -> None:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             for name, data in (companions or {}).items():
                 (folder / name).write_bytes(data)

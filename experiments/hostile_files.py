@@ -24,13 +24,10 @@ from pathlib import Path
 import hostile_data  # noqa: F401 - fills CORPUS
 import hostile_weights  # noqa: F401
 from common import Figures, arguments
-from hostile import CORPUS, Case
+from hostile import CORPUS, Case, plant
 
-TIMEOUT, MEMORY, ADDRESSES = (
-    20,
-    2**30,
-    6 * 2**30,
-)  # seconds; bytes in memory; bytes of addresses beyond those of the start
+TIMEOUT = 20  # seconds
+MEMORY, ADDRESSES = 2**30, 6 * 2**30  # bytes in memory; bytes of addresses beyond those of the start
 
 
 def _weights(path: Path) -> int:
@@ -94,15 +91,16 @@ def open_case(case: Case, path: Path) -> tuple[str, str]:
 
 def _in_child(case: Case, folder: Path) -> dict:
     """Open a case in a fork, and return its outcome, peak memory and time."""
-    place, canary, said = folder / "files", folder / "canary", folder / "said"
-    place.mkdir(parents=True)
-    path = case.make(place, canary)
+    (place := folder / "files").mkdir(parents=True)
+    said, canary, path = folder / "said", plant(folder / "here"), case.make(place)
     start = time.monotonic()
     if (child := os.fork()) == 0:
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ADDRESSES,) * 2)
-        os.environ["SCORE_SDE_DATA"] = str(folder / "cache")
+        os.environ.update(SCORE_SDE_DATA=str(folder / "cache"), SCORE_SDE_STATE=str(folder / "state"))
+        os.chdir(canary.parent)
+        sys.path.insert(0, str(canary.parent))
         said.write_text(json.dumps(open_case(case, path)))
         os._exit(0)
     done, status, usage = 0, 0, None

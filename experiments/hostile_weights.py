@@ -93,34 +93,29 @@ def nested(depth: int) -> bytes:
     return b")" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(depth))
 
 
-SHELL = "touch {canary}"
+SHELL = "touch canary"
 CALLS = {
     "os.system": ("posix.system", SHELL),
-    "eval": ("builtins.eval", "open({canary!r}, 'w')"),
-    "exec by the old name": ("__builtin__.exec", "open({canary!r}, 'w')"),
-    "open": ("builtins.open", "{canary}", "w"),
+    "eval": ("builtins.eval", "open('canary', 'w')"),
+    "exec by the old name": ("__builtin__.exec", "open('canary', 'w')"),
+    "open": ("builtins.open", "canary", "w"),
+    "a module": ("planted.load",),
     "a process": ("subprocess.getoutput", SHELL),
-    "runpy": ("runpy.run_path", "{canary}"),
-    "a name with dots": ("builtins.open.__call__", "{canary}", "w"),
+    "runpy": ("runpy.run_path", "planted.py"),
+    "a name with dots": ("builtins.open.__call__", "canary", "w"),
     "torch's own loader": ("torch.storage._load_from_bytes", pickle.dumps(0)),
-    "numpy's loader": ("numpy.load", "{canary}"),
+    "numpy's loader": ("numpy.load", "canary"),
     "codecs of another kind": ("_codecs.encode", "aa", "rot13"),
     "a codec that unpacks": ("_codecs.encode", "aa", "bz2"),
 }
-for title, (function, *args) in CALLS.items():
-    add(
-        "weights", f".pth that calls {title}",
-        lambda folder, canary, function=function, args=args: pth(
-            {"step": 1, "model": call(function, *(a.format(canary=str(canary)) if type(a) is str else a for a in args))}
-        ),
-    )  # fmt: skip
+add_all("weights", {f".pth that calls {k}": pth({"step": 1, "model": call(*v)}) for k, v in CALLS.items()})
 SYSTEM, SCALAR = name("posix.system"), "numpy.core.multiarray.scalar"
-RAW = {  # instructions behind PROTO, with {canary} for the path
-    "INST": b"(S'touch {canary}'\niposix\nsystem\n.",
-    "OBJ": b"(" + SYSTEM + b"S'touch {canary}'\no.",
-    "NEWOBJ": SYSTEM + b"(S'touch {canary}'\nt\x81.",
-    "NEWOBJ_EX": SYSTEM + b"(S'touch {canary}'\nt}\x92.",
-    "STACK_GLOBAL": text("posix") + text("system") + b"\x93(S'touch {canary}'\ntR.",
+RAW = {  # instructions behind PROTO
+    "INST": b"(S'touch canary'\niposix\nsystem\n.",
+    "OBJ": b"(" + SYSTEM + b"S'touch canary'\no.",
+    "NEWOBJ": SYSTEM + b"(S'touch canary'\nt\x81.",
+    "NEWOBJ_EX": SYSTEM + b"(S'touch canary'\nt}\x92.",
+    "STACK_GLOBAL": text("posix") + text("system") + b"\x93(S'touch canary'\ntR.",
     "EXT1": b"\x82\x01.", "EXT4": b"\x84\xff\xff\xff\x7f.",
     "PERSID": b"Pstorage\n.",
     "LONG_BINPUT of 2^31": b"}r\xfe\xff\xff\x7f.",
@@ -153,12 +148,7 @@ RAW = {  # instructions behind PROTO, with {canary} for the path
     "a scalar of the wrong length": call(SCALAR, dtype("f8"), b"C\x01A") + b".",
     "a scalar of no dtype": call(SCALAR, "f8", b"C\x01A") + b".",
 }  # fmt: skip
-for title, instructions in RAW.items():
-    add(
-        "weights", f".pth with {title}",
-        lambda folder, canary,
-        data=instructions: pth(None, b"\x80\x02" + data.replace(b"{canary}", str(canary).encode())),
-    )  # fmt: skip
+add_all("weights", {f".pth with {title}": pth(None, b"\x80\x02" + data) for title, data in RAW.items()})
 TENSORS = {
     "strides of 0": tensor((2**30,), (0,)), "strides of 0 on two axes": tensor((2**20, 2**20), (0, 0)),
     "numbers beyond the storage": tensor((4096,)), "an offset beyond the storage": tensor((1,), (1,), 4096),
@@ -172,8 +162,7 @@ TENSORS = {
     "no storage": call("torch._utils._rebuild_tensor_v2", 1, 0, (4,), (1,), False, {}),
     "a control character": tensor(key="\x1b[2J"),
 }  # fmt: skip
-for title, instructions in TENSORS.items():
-    add("weights", f"tensor with {title}", lambda folder, canary, data=instructions: weights(data))
+add_all("weights", {f"tensor with {title}": weights(data) for title, data in TENSORS.items()})
 ARCHIVES = {
     "no pickle": archive({"a/b": b""}), "two pickles": archive({"a/data.pkl": b"", "b/data.pkl": b""}),
     "a packed pickle": archive({"a/data.pkl": b"\x80\x02" + b"}0" * 10**6 + b"}."}, zipfile.ZIP_DEFLATED),
@@ -209,7 +198,8 @@ BARE = {
     "an option printed for ever": module(
         "EDMPrecond", {"model": module("SongUNet", b"}", b"}" + text("x") + nested(60) + b"s")}
     ),
-    "a call": call("posix.system", "touch {canary}"),
+    "a call": call("posix.system", "touch canary"),
+    "a module": name("planted.load"),
     "an object of no class": call("torch_utils.persistence._reconstruct_persistent_obj", {}),
 }  # fmt: skip
 add_all("weights", {f".pkl with {title}": b"\x80\x02" + data + b"." for title, data in BARE.items()})
@@ -234,6 +224,13 @@ def settings(**sections: dict) -> str:
 
 
 KERNEL = "Dense_0/kernel"
+
+
+def coded(name: str) -> dict:
+    """A header whose config takes its data from the function `name`."""
+    return {"__metadata__": {"score_sde_config": settings(data={"name": name})}, KERNEL: entry()}
+
+
 HEADERS = {
     "no tensors": {}, "a list": b"[1]", "brackets in brackets": b'{"a":' + b"[" * DEEP + b"]" * DEEP + b"}",
     "a number of 9,000 digits": b'{"a":' + b"9" * 9_000 + b"}", "no text": b"{\xff\xfe}",
@@ -251,9 +248,7 @@ HEADERS = {
     "numbers left over": {KERNEL: entry((2,), offsets=(0, 8))},
     "metadata of no kind": {"__metadata__": [1], KERNEL: entry()},
     "metadata of numbers": {"__metadata__": {"a": 1}, KERNEL: entry()},
-    "a config that names code": {
-        "__metadata__": {"score_sde_config": settings(data={"name": "timeit:timeit"})}, KERNEL: entry(),
-    },
+    "a config that names code": coded("timeit:timeit"), "a config that names a module": coded("planted:load"),
     "a config that is none": {"__metadata__": {"score_sde_config": "{"}, KERNEL: entry()},
     "a config in brackets": {"__metadata__": {"score_sde_config": "[" * DEEP}, KERNEL: entry()},
     "a config of no sections": {"__metadata__": {"score_sde_config": '{"config": []}'}, KERNEL: entry()},
@@ -330,7 +325,6 @@ STATES = {
 }  # fmt: skip
 add_all("weights", {f"msgpack with {title}": data for title, data in STATES.items()})
 add_not_files("weights", "checkpoint_1", b"\x82\xa1a\xc6\xff\xff\xff\xff")
-NANS = b"\x00\x00\xc0\x7f"
 
 # --- diffusers' folders ----------------------------------------------------------------------------------------------
 
@@ -356,21 +350,23 @@ CONFIGS = {
 for title, found in CONFIGS.items():
     add(
         "weights", f"diffusers with {title}",
-        lambda folder, canary, found=found: (folder / MODEL).write_bytes(safetensors(CONV, bytes(864)))
+        lambda folder, found=found: (folder / MODEL).write_bytes(safetensors(CONV, bytes(864)))
         and (folder / "config.json").write_text(json.dumps(found)) and None,
         ".",
     )  # fmt: skip
 VE = UNET | dict(time_embedding_type="fourier")
+CHAIN, SIGMAS = dict(_class_name="DDPMScheduler"), dict(_class_name="ScoreSdeVeScheduler", sigma_max=348.0)
 SCHEDULERS = {
-    "betas that are words": (UNET, dict(beta_start="x")), "infinite betas": (UNET, dict(beta_end=float("inf"))),
-    "a list": (UNET, [1]), 
-    "infinite steps": (VE, dict(sigma_max=348.0, num_train_timesteps=float("inf"))),
-    "no sigma": (VE, dict(sigma_max="x")), "sigma nan": (VE, dict(sigma_max=float("nan"))),
+    "betas that are words": (UNET, CHAIN | dict(beta_start="x")),
+    "infinite betas": (UNET, CHAIN | dict(beta_end=float("inf"))), "a list": (UNET, [1]),
+    "infinite steps": (VE, SIGMAS | dict(num_train_timesteps=float("inf"))),
+    "no sigma": (VE, SIGMAS | dict(sigma_max="x")), "sigma nan": (VE, SIGMAS | dict(sigma_max=float("nan"))),
+    "code for a class": (UNET, dict(_class_name="planted.load")),
 }  # fmt: skip
 for title, (unet, found) in SCHEDULERS.items():
     add(
         "weights", f"diffusers' scheduler with {title}",
-        lambda folder, canary, unet=unet, found=found: (folder / MODEL).write_bytes(safetensors(CONV, bytes(864)))
+        lambda folder, unet=unet, found=found: (folder / MODEL).write_bytes(safetensors(CONV, bytes(864)))
         and (folder / "config.json").write_text(json.dumps(unet))
         and (folder / "scheduler_config.json").write_text(json.dumps(found)) and None,
         ".",

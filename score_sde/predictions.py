@@ -6,7 +6,7 @@ With x_t = alpha x_0 + sigma eps, all usual targets are linear in the data and t
     data      F = x_0                              u = 1         w = 0
     score     F = -eps / sigma                     u = 0         w = -1/sigma
     velocity  F = alpha' x_0 + sigma' eps          u = alpha'    w = sigma'     (the flow's dx/dt given x_0)
-    v         F = alpha eps - sigma x_0              u = -sigma    w = alpha
+    v         F = alpha eps - sigma x_0            u = -sigma    w = alpha
     EDM's F   F = (sigma x_0/sd - alpha sd eps)/r  r^2 = sigma^2 + alpha^2 sd^2, sd the standard deviation of the data
 
 Together with x_t this is a 2 x 2 system.  Its determinant d = alpha w - sigma u vanishes for no kind, so each converts

@@ -295,10 +295,14 @@ class UNet(nn.Module):
                 f"expected progressive_input='input_skip' with progressive_combine='cat', got "
                 f"{self.progressive_input!r}. Use 'sum', or 'input_skip'."
             )
-        if self.scale_by_sigma and (self.log_label or self.embedding_type != "fourier" and not self.sigma_levels):
+        if self.scale_by_sigma and self.log_label:
             raise ValueError(
-                "expected embedding_type='fourier' with scale_by_sigma, or sigma_levels, and no log_label, since the "
-                f"label is log sigma, got {self.embedding_type!r}. Use 'fourier', or divide by sigma outside."
+                "expected log_label=False with scale_by_sigma, whose label is log sigma already, got True. Drop one."
+            )
+        if self.scale_by_sigma and self.embedding_type != "fourier" and not self.sigma_levels:
+            raise ValueError(
+                "expected embedding_type='fourier' or sigma_levels with scale_by_sigma, whose label is log sigma, got "
+                f"{self.embedding_type!r}. Use 'fourier', or divide by sigma outside."
             )
         if self.log_label and self.embedding_type != "fourier":
             raise ValueError("expected embedding_type='fourier' with log_label, got 'positional'. Leave log_label out.")

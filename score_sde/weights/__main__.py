@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 HELP = """\
-Published weights in and out: Score-SDE (.pth of PyTorch, checkpoint_N of JAX), diffusers folders, safetensors.
+Published weights in and out: Score-SDE (.pth of PyTorch, checkpoint_N of JAX), .pkl of NVlabs' edm, diffusers folders,
+safetensors.
 
   python -m score_sde.weights inspect PATH            what it is, and whether it fits
   python -m score_sde.weights import PATH WORKDIR     a run, for --mode=sample, eval and train of score_sde.main
   python -m score_sde.weights export WORKDIR OUT      the EMA weights: OUT.safetensors, or a diffusers folder OUT
 
-Diffusers folders say what network and process they hold, and so do our .safetensors:
+Diffusers folders say what network and process they hold, and so do .pkl of edm and our .safetensors:
 
   python -m score_sde.weights import ddpm-cifar10-32 runs/ddpm
   python -m score_sde.main --workdir=runs/ddpm --mode=sample --config.sampling.num_samples=16
@@ -18,7 +19,8 @@ Diffusers folders say what network and process they hold, and so do our .safeten
 Checkpoints of Score-SDE do not say it.  A config does, by which they are read:
 
   python -m score_sde.weights import checkpoint_24.pth runs/ncsnpp --config=configs/ve_cifar.py
-      (configs/vp_cifar.py, subvp_cifar.py: DDPM++ continuous; ve_cifar.py: NCSN++ continuous; *_deep.py: the deep ones)
+      (configs/vp_cifar.py, subvp_cifar.py: DDPM++ continuous; ve_cifar.py: NCSN++ continuous; *_deep.py: the deep ones;
+      vp_cifar_ddpm.py: DDPM; ve_cifar_discrete.py: NCSN++ of discrete levels; `inspect` tells by the parameters)
 
 flags of inspect and import:
   --config=FILE.py     network, process and data; wins over what the file says

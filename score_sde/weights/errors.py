@@ -13,7 +13,9 @@ class WeightsError(DataError):
 
 
 def damaged(path: Path, error: Exception | str) -> WeightsError:
-    """The error to raise where a file does not hold what its format says."""
+    """The error to raise where a file does not hold what its format says, or cannot be read (OSError)."""
+    if isinstance(error, OSError) and error.strerror:
+        return WeightsError(f"{path}: {reason(error)}.")
     return WeightsError(f"{path} is damaged, or of another format: {reason(error)}. Fetch it again.")
 
 

@@ -41,7 +41,11 @@ class LazyTensor:
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
-    """`shape`, if it is one."""
+    """Return `shape` as a tuple.
+
+    Raises:
+        ValueError: no tensor has that shape.
+    """
     if not isinstance(shape, (tuple, list)) or len(shape) > MOST_AXES:
         got = f"{len(shape)} axes" if isinstance(shape, (tuple, list)) else "something else"
         raise ValueError(f"expected a tensor with up to {MOST_AXES} axes, got {got}")
@@ -72,7 +76,7 @@ def _read(path: Path, start: int, length: int, dtype: str, shape: tuple[int, ...
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of a number."""
+    """Count the bytes of a number of `dtype`, as `numbers_of` takes it."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 from score_sde.models import UNet
@@ -62,23 +63,25 @@ class Matched(NamedTuple):
 
 
 @lru_cache(maxsize=16)  # a second to trace
-def shapes(net: UNet, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def shapes(net: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """`{"ResBlock_0/Conv_0/kernel": (3, 3, 128, 128), ...}` of a network for images of `shape`; nothing is computed."""
     x, label = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     tree = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)), x, label)["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
-def slots(net: UNet, shape: tuple[int, ...], layout: str, *, cos_first: bool = False) -> list[Slot]:
+def slots(net: nn.Module, shape: tuple[int, ...], layout: str, *, cos_first: bool = False) -> list[Slot]:
     """The tensors of `net` in `layout`, in the order in which the published networks register them.
 
     cos_first: the file's positional embedding is [cos | sin], which the first matrix makes up for.
 
     Raises:
-        WeightsError: the layout has no name for a part of this network.
+        WeightsError: the layout has no name for a part of this network; only ours has names for all.
     """
     if layout == "ours":
         return [Slot(path, size, ((path, "same"),)) for path, size in shapes(net, shape).items()]
+    if not isinstance(net, UNet):
+        raise WeightsError(f"expected a UNet for the names of {layout}, got {type(net).__name__}.")
     below: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
     for path, size in shapes(net, shape).items():
         below.setdefault(path.partition("/")[0], []).append((path, size))

@@ -1,6 +1,7 @@
 """A file or folder of published weights, opened: which format it is, and what it says beside its tensors."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from score_sde.weights.tensors import is_safetensors, read_safetensors
 
 CONFIG_KEY, STEP_KEY = "score_sde_config", "score_sde_step"  # in the header of our safetensors
 STEM = "diffusion_pytorch_model"  # of the weights in a diffusers folder
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 UNUSED = frozenset({"sigmas"})  # the table of noise levels that score_sde_pytorch saves with its networks
 
 
@@ -88,7 +90,7 @@ def _weights_file(unet: Path) -> Path:
     """The weights of a diffusers folder: whole precision before a variant, such as fp16, of which there must be one."""
     for variants in ("", ".*"):
         for suffix in (".safetensors", ".bin"):
-            found = sorted(unet.glob(f"{STEM}{variants}{suffix}"))
+            found = sorted(p for p in unet.glob(f"{STEM}{variants}{suffix}") if not _SHARD.search(p.name))
             if found[1:]:
                 names = printable(", ".join(path.name for path in found))
                 raise WeightsError(f"{unet}: expected one variant of {STEM}{suffix}, got {names}. Leave one there.")

@@ -8,6 +8,7 @@ optimizer of Score-SDE adds to them is its learning rate, a NumPy scalar.
 import math
 import pickle
 import zipfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,16 +89,18 @@ class _Reader(Unpickler):
 
 class _Archive:
     def __init__(self, file: RegularFile):
-        self.path, self._file = (path := Path(file.path)), file
+        self.path, self._file = Path(file.path), file
         self._zip = zipfile.ZipFile(file)
         inside = [name for name in self._zip.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(inside) != 1:
-            raise WeightsError(f"{path}: expected a file of torch.save, got another zip archive. Give a .pth file.")
+            raise WeightsError(
+                f"{self.path}: expected a file of torch.save, got another zip archive. Give a .pth file."
+            )
         self._folder = inside[0].removesuffix("data.pkl")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in self._zip.infolist()):
-            raise WeightsError(f"{path}: expected the plain zip archive of torch.save, got a compressed one.")
+            raise WeightsError(f"{self.path}: expected the plain zip archive of torch.save, got a compressed one.")
         if f"{self._folder}byteorder" in self._zip.namelist() and self._read("byteorder") != b"little":
-            raise WeightsError(f"{path}: expected little-endian numbers. Save it again on a usual machine.")
+            raise WeightsError(f"{self.path}: expected little-endian numbers. Save it again on a usual machine.")
 
     def __del__(self):
         self._file.close()
@@ -134,9 +137,12 @@ def read_torch(path: Path) -> Any:
     Raises:
         WeightsError: the file is damaged, or its pickle names anything but tensors, dictionaries and numbers.
     """
-    try:
-        return _Archive(RegularFile(path)).load()
-    except WeightsError:
-        raise
-    except Exception as error:  # of a damaged archive: many types
-        raise damaged(path, error) from error
+    with ExitStack() as on_error:
+        try:
+            value = _Archive(on_error.enter_context(RegularFile(path))).load()
+        except WeightsError:
+            raise
+        except Exception as error:  # of a damaged archive: many types
+            raise damaged(path, error) from error
+        on_error.pop_all()  # the tensors are still to be read
+    return value

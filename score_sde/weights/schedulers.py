@@ -15,7 +15,8 @@ from score_sde.weights.errors import WeightsError, refuse_unknown
 FILE = "scheduler_config.json"
 REMEDY = "Give --config=FILE.py, whose process and sampler then hold; the network is still read from config.json."
 
-# Setting -> the values that are understood, the default of diffusers first; ... stands for any other positive number.
+# Setting -> the values that are understood, the default of diffusers first; ... stands for any other positive number,
+# a whole one where the default is.
 _CHAIN = {
     "num_train_timesteps": (1000,),
     "beta_start": (1e-4, ...),
@@ -74,17 +75,15 @@ def read_scheduler(config: Mapping[str, Any], expected: tuple[str, ...]) -> dict
     for key, values in table.items():
         idle = key in IDLE and not settings[IDLE[key]]
         if not idle and not _understood(settings[key], values):
-            known = ", ".join(repr(v) for v in values if v is not ...) + ", or another positive number" * (
-                ... in values
-            )
-            raise WeightsError(f"{FILE}: expected {key} {known}, got {settings[key]!r:.80}. {REMEDY}")
+            kind = "whole number" if type(values[0]) is int else "number"
+            known = [f"another positive {kind}" if v is ... else repr(v) for v in values]
+            raise WeightsError(f"{FILE}: expected {key} {' or '.join(known)}, got {settings[key]!r:.80}. {REMEDY}")
     return settings | {"class": kind}
 
 
 def _understood(value: Any, values: tuple) -> bool:
-    if any(type(value) is type(v) and value == v for v in values):
-        return True
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if ... in values:
-        return number and math.isfinite(value) and value > 0
-    return number and any(isinstance(v, (int, float)) and not isinstance(v, bool) and value == v for v in values)
+    number = type(value) in (int, float)
+    if number and ... in values:
+        return math.isfinite(value) and value > 0 and (type(values[0]) is float or value == int(value))
+    kinds = (int, float) if number else (type(value),)
+    return any(type(v) in kinds and v == value for v in values)

@@ -30,6 +30,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
     try:
         with RegularFile(path) as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > file.size - 8:
+                raise EOFError("it is cut short")
             check_limit("SCORE_SDE_MAX_TEXT", length, "bytes of a header")
             header = json.loads(file.read(length))
             first, size = 8 + length, file.size - 8 - length

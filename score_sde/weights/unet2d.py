@@ -73,8 +73,8 @@ def fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int, i
     shifts = ("default", "scale_shift")
     need("resnet_time_scale_shift", c["resnet_time_scale_shift"] in shifts, "to be default or scale_shift")
     scale_shift = c["resnet_time_scale_shift"] == "scale_shift"
-    groups = min(widths[-1] // 4, 32) if skip else c["norm_num_groups"]
-    need("attn_norm_num_groups", c["attn_norm_num_groups"] in (None, groups), f"to be {groups}")
+    of_middle = min(widths[-1] // 4, 32) if skip else c["norm_num_groups"]
+    need("attn_norm_num_groups", c["attn_norm_num_groups"] in (None, of_middle), f"to be null or {of_middle}")
     # by their code, scale_shift leaves out this normalisation, unless its groups are said
     plain = scale_shift and c["attn_norm_num_groups"] is None
     need("time_embedding_type", c["time_embedding_type"] in ("positional", "fourier"), "to be positional or fourier")

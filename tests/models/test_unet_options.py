@@ -122,7 +122,7 @@ def test_a_label_is_embedded_by_the_number_of_the_nearest_level():
     "fields, named",
     [
         (dict(log_label=True), "log_label"),
-        (dict(log_label=True, embedding_type="fourier", scale_by_sigma=True), "scale_by_sigma"),
+        (dict(log_label=True, embedding_type="fourier", scale_by_sigma=True), "log_label=False with scale_by_sigma"),
         (dict(sigma_levels=(50.0, 0.01, 1000.0), embedding_type="fourier"), "sigma_levels"),
         (dict(sigma_levels=(0.01, 50.0, 1000.0)), "sigma_levels"),
         (dict(sigma_levels=(50.0, 0.01, 1.0)), "sigma_levels"),

@@ -31,12 +31,16 @@ def exported(tmp_path_factory):
 
 
 def save(folder, fields):
-    config = load(str(write_config(folder / "config.py", fields)))
-    net, draw = build(config).experiment.network, np.random.default_rng(0)
-    flat = {path: np.float32(0.1 * draw.standard_normal(s)) for path, s in shapes(net, (8, 8, 3)).items()}
+    return save_of(folder, load(str(write_config(folder / "config.py", fields))))
+
+
+def save_of(folder, config):
+    experiment, draw = build(config).experiment, np.random.default_rng(0)
+    net, shape = experiment.network, experiment.shape
+    flat = {path: np.float32(0.1 * draw.standard_normal(s)) for path, s in shapes(net, shape).items()}
     params = traverse_util.unflatten_dict(flat, sep="/")
     header = {CONFIG_KEY: json.dumps({"config": json.loads(config.to_json())}), STEP_KEY: "70"}
-    write_safetensors(folder / "tiny.safetensors", as_file(slots(net, (8, 8, 3), "ours"), params), header)
+    write_safetensors(folder / "tiny.safetensors", as_file(slots(net, shape, "ours"), params), header)
     return folder, params
 
 
@@ -64,6 +68,22 @@ def test_in_and_out_again(exported, capsys):
     assert main(["import", str(again), str(run)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3 and all("overwrites nothing" in line for line in said)
+
+
+def test_a_network_that_is_no_unet_has_one_layout(tmp_path, capsys):
+    config = load(str(Path(__file__).parents[2] / "configs" / "vp_toy.py"))
+    with config.unlocked():
+        config.model.features = (8,)
+    save_of(tmp_path, config)
+    first, run, again = (tmp_path / name for name in ("tiny.safetensors", "run", "again.safetensors"))
+    assert main(["import", str(first), str(run)]) == 0 == main(["export", str(run), str(again)])
+    tensors = [open_weights(path).tensors for path in (first, again)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(np.array_equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+    assert main(["export", str(run), str(tmp_path / "diffusers")]) == 1
+    assert "no mlp. Export to a .safetensors" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    with pytest.raises(WeightsError, match="expected a UNet for the names of diffusers, got MLP"):
+        slots(build(config).experiment.network, (2,), "diffusers")
 
 
 @pytest.mark.slow

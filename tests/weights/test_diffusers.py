@@ -1,6 +1,7 @@
 """diffusers' networks in and out: outputs agree with `UNet2DModel` at several noise levels, both ways."""
 
 import json
+import math
 import os
 import warnings
 from pathlib import Path
@@ -155,7 +156,7 @@ def test_full_size(kind, tmp_path):
     model = make(options, tmp_path)
     reading, run = read(tmp_path, [SIGMA_MAX] if "ncsnpp" in kind else [], prepared=False)
     tensors = reading.found.tensors
-    assert (len(tensors), sum(t.size for t in tensors.values())) == PARAMETERS[kind]
+    assert (len(tensors), sum(math.prod(t.shape) for t in tensors.values())) == PARAMETERS[kind]
     params = reading.weights.params
     compare(model, run.experiment.network, params, run.experiment.shape, labels_of(options)[1:3], batch=1)
 

@@ -21,6 +21,19 @@ from score_sde.weights.tensors import read_safetensors, write_safetensors
 from score_sde.weights.unpickling import NUMPY_SCALARS
 
 
+@pytest.mark.parametrize("file", ["a.safetensors", "a.pth"])
+def test_a_limit_that_is_met_is_no_damage(file, tmp_path, monkeypatch):
+    path = tmp_path / file
+    if file == "a.pth":
+        Torch(path).save({"step": 1})
+    else:
+        write_safetensors(path, {"a/b": np.ones(1, np.float32)}, {})
+    monkeypatch.setenv("SCORE_SDE_MAX_TEXT", "3")
+    with pytest.raises(WeightsError, match=r"expected at most 3 .*set SCORE_SDE_MAX_TEXT.*\.$") as refused:
+        open_weights(path)
+    assert "damaged" not in str(refused.value)
+
+
 class Torch:
     """Pickles as torch does, without torch: a call of _rebuild_tensor_v2 on a persistent storage."""
 

@@ -60,12 +60,14 @@ def test_a_variant_of_half_precision_is_found_and_told(tmp_path, capsys):
 
 
 def test_files_that_leave_a_choice_or_are_parts_are_refused(tmp_path, capsys):
-    two, shards = tmp_path / "two", tmp_path / "shards"
+    two, shards, of_a_variant = (tmp_path / name for name in ("two", "shards", "shards of a variant"))
     for variant in ("fp16", "ema"):
         save(two, f"{STEM}.{variant}.safetensors", np.float16)
     save(shards, f"{STEM}-00001-of-00002.safetensors", np.float16)
     (shards / f"{STEM}.safetensors.index.json").write_text("{}")
-    for folder, message in ((two, "expected one variant"), (shards, "got shards")):
+    save(of_a_variant, f"{STEM}.fp16-00001-of-00002.safetensors", np.float16)
+    (of_a_variant / f"{STEM}.safetensors.index.fp16.json").write_text("{}")
+    for folder, message in ((two, "expected one variant"), (shards, "got shards"), (of_a_variant, "got shards")):
         assert main(["inspect", str(folder)]) == 1
         assert message in (said := capsys.readouterr().err) and said.count("\n") == 1
 

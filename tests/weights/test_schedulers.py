@@ -52,6 +52,13 @@ def test_every_value_in_the_table_makes_a_run(kind):
         build(read(kind, **{key: values[place] for key, values in table.items()}))
 
 
+def test_counts_are_whole_numbers():
+    for key in ("num_train_timesteps", "correct_steps"):
+        with pytest.raises(WeightsError, match=f"expected {key} .* another positive whole number, got 1.5"):
+            read("ScoreSdeVeScheduler", **{key: 1.5})
+        read("ScoreSdeVeScheduler", **{key: 3.0})
+
+
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_a_setting_that_nobody_knows_is_not_ignored(kind):
     with pytest.raises(

@@ -24,18 +24,16 @@ NETWORKS = {
         dict(smooth=True, progressive="output_skip", progressive_input="input_skip", fourier=True, ch_mult=(1, 1, 2)),
         dict(fir_kernel=(1, 3, 3, 1), progressive="output_skip", progressive_input="input_skip", ch_mult=(1, 1, 2)),
     ),
-    "concatenated, DDPM's blocks": (
-        dict(kind="ddpm", progressive="output_skip", progressive_input="input_skip", combine="cat", ch_mult=(1, 1, 2)),
+    "concatenated, DDPM's blocks, a Fourier embedding with VP": (
+        dict(kind="ddpm", progressive="output_skip", progressive_input="input_skip", combine="cat", ch_mult=(1, 1, 2),
+             fourier=True, vp=True),
         dict(resblock_type="ddpm", progressive="output_skip", progressive_input="input_skip",
-             progressive_combine="cat", ch_mult=(1, 1, 2)),
+             progressive_combine="cat", ch_mult=(1, 1, 2), embedding_type="fourier", log_label=True),
     ),
     "NCSN++ of discrete levels": (
         dict(smooth=True, progressive_input="residual", levels=10),
         dict(fir_kernel=(1, 3, 3, 1), progressive_input="residual", embedding_type="positional",
              sigma_levels=(348.0, 0.01, 10.0)),
-    ),
-    "a Fourier embedding with VP": (
-        dict(fourier=True, vp=True), dict(embedding_type="fourier", log_label=True),
     ),
     "DDPM": (
         dict(kind="ddpm", rescale=False, old_names=True, blocks=2),
@@ -108,21 +106,19 @@ def test_msgpack(case):
     agree(run, averaged, reading.averages().params)
 
 
-def test_an_imported_run_holds_both_weights_and_the_step(tmp_path):
+@pytest.mark.parametrize("case", ["NCSN++ of CIFAR-10"], indirect=True)
+def test_an_imported_run_holds_both_weights_and_the_step(case, tmp_path):
     from tests.weights import reference
 
-    fields = dict(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0)
-    config = write_config(tmp_path / "config.py", fields, ve=True, size=16)
-    nets = [reference.make(seed, size=16, nf=8, attention=(), fourier=True) for seed in (0, 1)]
-    nets[1].all_modules[0].W.data = nets[0].all_modules[0].W.data
+    net, averaged, config, _ = case
     path = tmp_path / "checkpoint_3.pth"
-    reference.save_pth(nets[0], path, averages=[p.detach() for p in nets[1].parameters() if p.requires_grad])
+    reference.save_pth(net, path, averages=[p.detach() for p in averaged.parameters() if p.requires_grad])
     assert main(["import", str(path), str(tmp_path / "run"), f"--config={config}"]) == 0
     run, state = restored(tmp_path / "run")
     assert int(state.step) == 12_000 and run.training.steps > 12_000
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
-    agree(run, nets[0], state.params)
-    agree(run, nets[1], state.ema)
+    agree(run, net, state.params)
+    agree(run, averaged, state.ema)
 
 
 def test_averages_that_do_not_fit_are_refused(tmp_path):
