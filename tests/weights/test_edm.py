@@ -183,23 +183,26 @@ ORIGINALS = {
 )
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_outputs_are_those_of_the_original(name, tmp_path):
-    """At four noise levels, of two classes and of none.  Measured: at most 5.5e-6 of the largest value."""
+    """At four noise levels, of two classes and of none.
+
+    Measured: at most 2.2e-6 of the largest value, and 6.4e-6 with VP, whose label 999 t rounds by 6e-5 in float32.
+    """
     import torch
     from training import networks
 
     precond, options = ORIGINALS[name]
     small = dict(model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], model_type="SongUNet")
+    torch.manual_seed(0)
     net = getattr(networks, precond)(img_resolution=8, img_channels=3, **small, **options).eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
     for p in net.parameters():
-        p += 0.1 * torch.randn(p.shape, generator=generator)
+        p += 0.1 * torch.randn(p.shape)
     with open(tmp_path / "a.pkl", "wb") as file:
         pickle.dump({"ema": net}, file)
     reading, run = read(tmp_path / "a.pkl", [], prepared=False)
     e, (scale, shift) = run.experiment, (0.5, 0.5) if precond == "VEPrecond" else (1, 0)
 
     sigma = np.array([0.03, 0.5, 3.0, 60.0], np.float32)
-    x = torch.randn(4, 3, 8, 8, generator=generator) * torch.tensor(sigma).clamp(min=1)[:, None, None, None]
+    x = torch.randn(4, 3, 8, 8) * torch.tensor(sigma).clamp(min=1)[:, None, None, None]
     told, extra = {}, {}
     if options.get("augment_dim"):
         told["augment_labels"] = torch.linspace(-1, 1, 36).reshape(4, 9)
