@@ -392,7 +392,7 @@ def test_remat_gives_the_same_gradients():
     (dict(fir_kernel=(1, -1)), r"fir_kernel of .* positive sum.*got \(1, -1\)"),
     (dict(resamp_with_conv=False), "resamp_with_conv=True with resblock_type='biggan'"),
     (dict(progressive_combine="cat"), "expected progressive_input='input_skip' with progressive_combine='cat'"),
-    (dict(scale_by_sigma=True), "expected embedding_type='fourier' with scale_by_sigma"),
+    (dict(scale_by_sigma=True), "expected embedding_type='fourier' or sigma_levels with scale_by_sigma"),
     (dict(class_first=True), "expected num_classes above 0 with class_first, got 0"),
     (dict(head_channels=3), "head_channels to divide .* got 3 for width 16"),
 ])  # fmt: skip
