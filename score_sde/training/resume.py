@@ -30,7 +30,7 @@ def check(workdir: Path, options: Any, identity: dict[str, Any], *, saved_every:
     step, notes = found
     there = notes.get("identity")
     if not there:
-        return tell(f"note: checkpoint {step} is of an older version that recorded neither config nor data: unchecked.")
+        return tell(f"note: checkpoint {step} is of an older version, without config, data and settings to check.")
     keys = sorted(identity["config"].keys() & there["config"].keys())
     if other := [key for key in keys if identity["config"][key] != there["config"][key]]:
         listed = ", ".join(f"{key} = {there['config'][key]} there, {identity['config'][key]} here" for key in other)

@@ -100,7 +100,7 @@ def test_a_checkpoint_of_an_older_version_is_told_to_be_unchecked(tmp_path, caps
     path = tmp_path / "checkpoints" / "20" / "meta" / "metadata"
     path.write_text(json.dumps({"fingerprint": json.loads(path.read_text())["fingerprint"]}))
     check(tmp_path, data="another", seed=1)
-    assert "checkpoint 20 is of an older version that recorded neither config nor data" in capsys.readouterr().err
+    assert "checkpoint 20 is of an older version, without config, data and settings" in capsys.readouterr().err
     again = train(experiment(), TrainingOptions(**OPTIONS), tmp_path)
     assert int(again.step) == int(state.step)
 
