@@ -132,7 +132,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not self.path.is_dir() or re.match("Save failed|NOT_FOUND|DATA_LOSS", str(error)):
+            if not self.path.is_dir() or re.match("Save failed|NOT_FOUND|DATA_LOSS|No ArrayMetadata found", str(error)):
                 raise self._gone() from error  # TensorStore misses what it has just written
             found = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore raises ValueError
             code = int(found[1]) if found else getattr(error, "errno", None)

@@ -7,6 +7,7 @@ optimizer of Score-SDE adds to them is its learning rate, a NumPy scalar.
 
 import math
 import pickle
+import weakref
 import zipfile
 from contextlib import ExitStack
 from functools import partial
@@ -90,6 +91,7 @@ class _Reader(Unpickler):
 class _Archive:
     def __init__(self, file: RegularFile):
         self.path, self._file = Path(file.path), file
+        weakref.finalize(self, file.close)  # no __del__: in a circle, the file's own may come before it, and complain
         self._zip = zipfile.ZipFile(file)
         inside = [name for name in self._zip.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(inside) != 1:
@@ -101,9 +103,6 @@ class _Archive:
             raise WeightsError(f"{self.path}: expected the plain zip archive of torch.save, got a compressed one.")
         if f"{self._folder}byteorder" in self._zip.namelist() and self._read("byteorder") != b"little":
             raise WeightsError(f"{self.path}: expected little-endian numbers. Save it again on a usual machine.")
-
-    def __del__(self):
-        self._file.close()
 
     def _size(self, name: str) -> int:
         return self._zip.getinfo(self._folder + name).file_size
