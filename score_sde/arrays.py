@@ -1,8 +1,8 @@
 """The array conventions that every room shares.
 
 States are `(B, *event)`, times `(B,)`, keys `(B,)`: one per sample, so that sample i is the same in a batch of 1 and
-of 64, to rounding (for adaptive solves see `sample_adaptive`).  What else a score knows of each sample (its label, its
-measurement) is a `PerSample`.
+of 64, to rounding (for adaptive solves see `sample_adaptive`, `sample_sde` and `log_prob`).  What else a score knows of
+each sample (its label, its measurement) is a `PerSample`.
 """
 
 from typing import Any

@@ -71,9 +71,10 @@ def log_prob(
 ) -> LogProb:
     """Log-density of data under the probability flow of a score, with its error and cost.
 
-    Step sizes are chosen per sample, so a value does not depend on its batch mates (but for rounding, which in float32
-    may decide of a step: then within the tolerance, see `sample_adaptive`); the error norm is the larger of
-    the state's root mean square and the log-density's, so the tolerances bound both.
+    Step sizes are chosen per sample, so no batch mate enters a value.  In another batch the evaluations are rounded
+    otherwise, which in float32 may decide of a step: such a value is the same to the error of the solve, not to
+    rounding (figures: `experiments/batch_invariance.py`).  The error norm is the larger of the state's root mean square
+    and the log-density's, so the tolerances bound both.
 
     Args:
         key: one key (sample i takes `fold_in(key, i)`), or B keys, for the probes; None with ExactDivergence.

@@ -118,6 +118,10 @@ def sample_sde(
     The path is a function of the sample's key alone, so solves with other steps, tolerances or solvers approximate the
     same x: their difference is their error.  The noise is additive, which diffrax has solvers of strong order 1.5 for.
 
+    On a fixed grid a sample is the same in every batch, to rounding.  Adaptive steps are not: a path is rough, so a
+    rounded step sees other noise and the difference grows from step to step.  In another batch most samples take other
+    steps, agree to the error of the solve alone, and near the boundary of two modes can end in different ones.
+
     Args: as in `sample`, and
         solver: a stochastic Runge-Kutta solver for additive noise of diffrax (ShARK unless given; SRA1, SEA), or
             `diffrax.Euler()`, which is EulerMaruyama.

@@ -77,7 +77,7 @@ class Langevin(Corrector):
     def root(self, sigma, score, noise):
         norms = [norm(v) for v in (noise, score)]
         if self.batch_norm:
-            norms = [jnp.full_like(norm, norm.mean()) for norm in norms]
+            norms = [jnp.full_like(lengths, lengths.mean()) for lengths in norms]
         return 2**0.5 * self.snr * norms[0] / norms[1]
 
 
