@@ -152,7 +152,8 @@ def results(lane: Lane, ended: Ended) -> dict[str, object]:
             with contextlib.suppress(Exception), np.load(path) as arrays:  # of many kinds, where it is damaged
                 found[name] = {k: v.tobytes() for k, v in sorted(arrays.items())}
         elif path.suffix == ".json" and path.parent.name == "eval":
-            found[name] = timeless(json.loads(path.read_text()))
+            with contextlib.suppress(ValueError):
+                found[name] = timeless(json.loads(path.read_text()))
         elif path.suffix == ".png" and path.parent.name == "samples":
             found[name] = path.read_bytes()
     return found
@@ -329,8 +330,7 @@ def prepare(lane: Lane) -> None:
     lane.expected["train"] = results(lane, ended)
     lane.keep("whole")
     lane.expected["eval"] = results(lane, lane.command(EVAL))
-    lane.reset("whole")
-    shutil.rmtree(lane.run / "eval")
+    lane.reset("whole")  # the report of training stays: its settings are others
     kill_when(lane, EVAL, lambda: any((lane.run / "eval").glob("*.partial.npz")))
     lane.keep("evaluating")
     lane.reset("empty")
