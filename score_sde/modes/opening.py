@@ -16,10 +16,10 @@ from score_sde.config import ConfigError, Run, build, choose_sampler, flatten
 from score_sde.config import get_config as saved_config
 from score_sde.config.validation import batch_problems
 from score_sde.files import WorkdirError, write_json
+from score_sde.models.cpu import set_up_cpu
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import abstract_state
-from score_sde.training.mesh import set_up_cpu
 
 PACKAGES = ("score_sde", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "grain", "numpy")
 # What may change between two commands on one run; all else makes it another run.
