@@ -8,14 +8,14 @@ import numpy as np
 from common import arguments, config_of, machine, training_step
 
 from score_sde.config import build
-from score_sde.training import mesh
+from score_sde.models.cpu import set_up_cpu
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, default=8, help="images per step (published: 128)")
     args = parser.parse_args()
     config = config_of("vp_cifar")
-    mesh.set_up_cpu((args.batch,), config.training.cpu_devices)
+    set_up_cpu((args.batch,), config.training.cpu_devices)
     run = build(config)
     began = time.perf_counter()
     state, dispatch, sharding = training_step(run, dataclasses.replace(run.training, batch_size=args.batch))

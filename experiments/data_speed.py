@@ -22,7 +22,7 @@ import vp_fashion_mnist  # noqa: E402
 
 from score_sde.config import build  # noqa: E402
 from score_sde.data import batches  # noqa: E402
-from score_sde.training import mesh  # noqa: E402
+from score_sde.models.cpu import set_up_cpu  # noqa: E402
 
 
 def write_cifar(folder: Path, rng: np.random.Generator) -> None:
@@ -70,7 +70,7 @@ def ratios(config, batch: int, rounds: int = 3) -> list[tuple[float, float]]:
 
 if __name__ == "__main__":
     args = arguments(__doc__).parse_args()
-    mesh.set_up_cpu((8, 64))
+    set_up_cpu((8, 64))
     figures, rng = Figures(), np.random.default_rng(0)
     sets = [("digits", vp_digits, None, 64), ("Fashion-MNIST", vp_fashion_mnist, write_fashion_mnist, 64)]
     for name, module, write, batch in [*sets, ("CIFAR-10", vp_cifar, write_cifar, 8)]:

@@ -24,8 +24,8 @@ from score_sde.data import Subset
 from score_sde.evaluation.likelihood import evaluate_likelihood
 from score_sde.evaluation.samples import generate
 from score_sde.files import write_bytes, write_json
+from score_sde.models.cpu import set_up_cpu
 from score_sde.plots import picture
-from score_sde.training.mesh import set_up_cpu
 
 NAME = "vp_fashion_mnist"
 

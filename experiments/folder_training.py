@@ -16,7 +16,7 @@ from common import arguments, config_of, machine, training_step
 
 from score_sde.config import build
 from score_sde.data import batches, describe
-from score_sde.training import mesh
+from score_sde.models.cpu import set_up_cpu
 
 
 def peak_gigabytes() -> str:
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     parser.add_argument("--remat", action="store_true", help="recompute blocks for the gradient: less memory")
     args = parser.parse_args()
     config = config_of("vp_cifar")
-    mesh.set_up_cpu((args.batch,), config.training.cpu_devices)
+    set_up_cpu((args.batch,), config.training.cpu_devices)
     config.data.name, config.data.dir, config.data.channels, config.data.size = "images", args.folder, 3, 32
     config.model.remat = args.remat
     run = build(config)

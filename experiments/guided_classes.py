@@ -29,8 +29,9 @@ from PIL import Image, ImageDraw, ImageFont
 import score_sde as ss
 from score_sde.config import build, get_config
 from score_sde.files import write_bytes
+from score_sde.models.cpu import set_up_cpu
 from score_sde.plots import image_grid
-from score_sde.training.mesh import data_mesh, per_device, set_up_cpu
+from score_sde.training.mesh import data_mesh, per_device
 
 BATCH = 100  # samples at once
 

@@ -14,7 +14,7 @@ sys.path.insert(0, "experiments")
 import jax
 from common import config_of, training_step
 from score_sde.config import build
-from score_sde.training.mesh import set_up_cpu
+from score_sde.models.cpu import set_up_cpu
 run = build(config_of("vp_digits"))
 set_up_cpu((run.training.batch_size,), int(sys.argv[1]), onednn=False)
 state, dispatch, sharding = training_step(run, run.training)

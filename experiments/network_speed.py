@@ -31,10 +31,11 @@ def jax_side(net: str) -> tuple[int, dict[str, Callable[[], None]]]:
     from common import config_of, training_step
 
     from score_sde.config import build
+    from score_sde.models.cpu import set_up_cpu
     from score_sde.training import mesh
 
     nf, ch_mult, batch = NETS[net]
-    mesh.set_up_cpu((batch,), DEVICES[net])
+    set_up_cpu((batch,), DEVICES[net])
     config = config_of("ddpm_cifar")
     config.model.nf, config.model.ch_mult, config.model.dropout = nf, ch_mult, 0.0
     run = build(config)

@@ -32,8 +32,8 @@ from score_sde.evaluation import measured
 from score_sde.evaluation.provenance import Origin, Provenance
 from score_sde.evaluation.restoration import Restored, RestoreOptions, assess, restore, write_restored
 from score_sde.files import write_bytes
+from score_sde.models.cpu import set_up_cpu
 from score_sde.sampling import grids
-from score_sde.training.mesh import set_up_cpu
 
 NOISE, SAMPLES, STEPS = 0.05, 9, 50
 VARIANCE = 0.5  # of garments' grey levels in [-1, 1]

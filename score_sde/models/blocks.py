@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from .convolution import convolve
+from .cpu import convolve
 
 RESCALE = 2.0**-0.5  # (a + b)/sqrt(2) keeps the variance of two independent branches
 EMBEDDINGS = ("positional", "fourier")

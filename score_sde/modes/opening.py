@@ -18,10 +18,10 @@ from score_sde.config.validation import batch_problems
 from score_sde.evaluation import provenance
 from score_sde.evaluation.examples import examples_of
 from score_sde.files import WorkdirError, check_run, read_of_run, write_json
+from score_sde.models.cpu import set_up_cpu
 from score_sde.training.checkpoints import Checkpoints
 from score_sde.training.experiment import Classification
 from score_sde.training.loop import abstract_state
-from score_sde.training.mesh import set_up_cpu
 from score_sde.training.progress import tell
 from score_sde.training.resume import SETTINGS
 

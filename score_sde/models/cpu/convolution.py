@@ -24,7 +24,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from score_sde.models import winograd
+from . import winograd
 
 Pad = tuple[tuple[int, int], tuple[int, int]]
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from score_sde.models import winograd
-from score_sde.models.convolution import convolve
+from score_sde.models.cpu import convolve, winograd
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
 CASES = [((3, 3), 1, "SAME", 64), ((5, 3), 1, "VALID", 2), ((3, 3), 2, ((0, 1), (0, 1)), 3)]

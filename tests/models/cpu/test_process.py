@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from score_sde.training import mesh
+from score_sde.models.cpu import has_onednn
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 
@@ -21,17 +21,17 @@ def out_of(program, **environment):
 
 
 CONVOLVE = """
-from score_sde.training.mesh import set_up_cpu
+from score_sde.models.cpu import set_up_cpu
 set_up_cpu((8,))
 import jax, jax.numpy as jnp
-from score_sde.models.convolution import convolve
+from score_sde.models.cpu import convolve
 arrays = jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
 program = jax.jit(lambda x, k: convolve(x, k, (1, 1), "SAME")).lower(*arrays).compile()
 print("__onednn$convolution" in program.as_text(), float(program(*arrays)[0, 4, 4, 0]))
 """
 
 
-@pytest.mark.skipif(not mesh.has_onednn(), reason="this jaxlib is not known to use oneDNN")
+@pytest.mark.skipif(not has_onednn(), reason="this jaxlib is not known to use oneDNN")
 def test_convolutions_are_those_of_onednn_unless_the_environment_says_otherwise():
     assert out_of(CONVOLVE).split() == ["True", "288.0"]
     off = "--xla_cpu_experimental_onednn_custom_call=false"
@@ -42,7 +42,7 @@ def test_convolutions_are_those_of_onednn_unless_the_environment_says_otherwise(
 def test_a_jaxlib_that_may_not_know_the_flags_is_not_given_them():
     program = (
         "import os, jax\nfrom importlib import metadata\nmetadata.version = lambda name: '{version}'\n"
-        "from score_sde.training.mesh import set_up_cpu\nset_up_cpu((8,))\nprint('XLA_FLAGS' in os.environ)"
+        "from score_sde.models.cpu import set_up_cpu\nset_up_cpu((8,))\nprint('XLA_FLAGS' in os.environ)"
     )
     for version, given in (
         ("0.9.2", "False"),
@@ -57,7 +57,7 @@ def test_a_jaxlib_that_may_not_know_the_flags_is_not_given_them():
 @pytest.mark.parametrize("size, wanted, count", [(6, 0, 2), (7, 0, 1), (6, 3, 3)])
 def test_devices_divide_the_batches_or_are_as_many_as_wanted(size, wanted, count):
     program = (
-        f"import os\nos.sched_getaffinity = lambda pid: range(5)\nfrom score_sde.training.mesh import set_up_cpu\n"
+        f"import os\nos.sched_getaffinity = lambda pid: range(5)\nfrom score_sde.models.cpu import set_up_cpu\n"
         f"set_up_cpu(({size}, 12), {wanted})\nimport jax\nprint(jax.device_count())"
     )
     assert int(out_of(program)) == count
@@ -79,5 +79,5 @@ for _ in range(50):
     jax.block_until_ready(f(x))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    set_up = "from score_sde.training.mesh import set_up_cpu; set_up_cpu((8,))"
+    set_up = "from score_sde.models.cpu import set_up_cpu; set_up_cpu((8,))"
     assert 4 * int(out_of(program.format(set_up=set_up))) < int(out_of(program.format(set_up="")))
