@@ -51,6 +51,7 @@ class Case:
     neutral: tuple[dict[str, Any], ...] = ()
     exact: Callable[..., Any] | None = None
     slow: bool = False
+    reverse_only: bool = False  # solvers of diffrax have no forward mode
     covers: tuple[str, ...] = ()  # other names
 
     @property
@@ -207,7 +208,7 @@ def sampler_cases():
     def sde_solved(target, sde, x):
         return ss.sample_sde(KEY, sde, target.score(sde), X.shape, steps=3, t_start=0.9, t_end=0.1, x_init=x).x
 
-    yield Case("sample_sde", "samplers", sde_solved, dict(target=TARGET, sde=USERS, x=X), slow=True)
+    yield Case("sample_sde", "samplers", sde_solved, dict(target=TARGET, sde=USERS, x=X), slow=True, reverse_only=True)
 
     def flow(tolerance):
         def solve(sde, target, x, t_start, t_end):
@@ -217,7 +218,7 @@ def sampler_cases():
         return solve
 
     way = {k: v for k, v in WAY.items() if k != "temperature"}
-    yield Case("sample_adaptive", "adaptive solves", flow(1e-8), way, exact=flow(1e-12), slow=True)
+    yield Case("sample_adaptive", "adaptive solves", flow(1e-8), way, exact=flow(1e-12), slow=True, reverse_only=True)
 
     def back(tolerance):
         def solve(sde, target, x, t_start, t_end):
@@ -226,7 +227,7 @@ def sampler_cases():
 
         return solve
 
-    yield Case("encode_adaptive", "adaptive solves", back(1e-8), way, exact=back(1e-12), slow=True)
+    yield Case("encode_adaptive", "adaptive solves", back(1e-8), way, exact=back(1e-12), slow=True, reverse_only=True)
 
     def encoded(sde, target, x, t_start, t_end):
         return ss.encode(sde, target.score(sde), x, sampler=ss.DDIM(), steps=4, t_start=t_end, t_end=t_start).x
@@ -303,7 +304,7 @@ def likelihood_cases():
     ways = {"log_prob": {}, "Hutchinson": dict(divergence=ss.Hutchinson(2)), "whole batch": dict(whole_batch=True)}
     for name, options in ways.items():
         solves = density(1e-8, **options), density(1e-12, **options)
-        yield Case(name, "adaptive solves", solves[0], way, exact=solves[1], slow=name != "log_prob")
+        yield Case(name, "adaptive solves", solves[0], way, exact=solves[1], slow=name != "log_prob", reverse_only=True)
 
     cells = ss.Cells(8, (-1.0, 1.0))
 
