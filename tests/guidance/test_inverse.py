@@ -59,8 +59,11 @@ def test_exact_methods_give_the_posterior_score(sde, noise, x64):
 
 
 @pytest.mark.slow
-def test_density_is_the_posteriors():
-    """A measurement for each sample goes through the likelihood's solver, which has a clock for each."""
+def test_density_is_the_posteriors(x64):
+    """A measurement for each sample goes through the likelihood's solver, which has a clock for each.
+
+    In float64: FAR's alpha^2 ends at 2e-9, below float32's rounding of the covariance, whose derivative is refused.
+    """
     y, x = measurements(2)[1], prior().sample(jax.random.key(5), 2)
     guided = ss.moment_matching(prior().score(FAR), FAR, operator(), y, 0.4, iterations=2)
     got = ss.log_prob(None, FAR, guided, x, divergence=ss.ExactDivergence(), t_start=1e-3)
@@ -68,7 +71,7 @@ def test_density_is_the_posteriors():
         mean, spread = posterior(prior(), MATRIX, np.asarray(y[i]), 0.4)
         law = ss.Gaussian(jnp.asarray(mean), jnp.asarray(spread))
         exact = law.marginal(FAR, 1e-3).log_prob(x[i : i + 1])[0]
-        np.testing.assert_allclose(got.nats[i], exact, atol=2e-2)
+        np.testing.assert_allclose(got.nats[i], exact, atol=1e-3)
         assert abs(prior().marginal(FAR, 1e-3).log_prob(x[i : i + 1])[0] - exact) > 0.2
 
 
