@@ -122,8 +122,8 @@ def log_prob(
         raise ValueError("expected finite data, got nan or infinite values in x.")
     check_precision(x.dtype)
     check_score(score, x.shape, x.dtype)
-    keys = sample_keys(key, x.shape[0])
     import_solvers()
+    keys = sample_keys(key, x.shape[0])
     return _log_prob(
         keys,
         sde,

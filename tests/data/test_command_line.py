@@ -99,7 +99,7 @@ def test_a_source_of_the_user_beside_the_config(tmp_path, monkeypatch):
     (tmp_path / "my_points.py").unlink()
     del sys.modules["my_points"]
     code, _, err = command(f"--workdir={tmp_path / 'run'}", "--mode=sample")
-    assert code == 1 and err.count("\n") == 1 and "ModuleNotFoundError" in err and "my_points:points" in err
+    assert code == 1 and err.count("\n") == 1 and "my_points.py" in err and "my_points:points" in err
 
 
 def test_an_unusable_image_is_told_before_the_workdir_is_made(tmp_path):
