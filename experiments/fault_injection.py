@@ -145,7 +145,10 @@ def results(lane: Lane, ended: Ended) -> dict[str, object]:
         notes = json.loads((lane.run / "checkpoints" / "40" / "meta" / "metadata").read_bytes())
         found["state"] = notes["fingerprint"]
     lines = (lane.run / "metrics.jsonl").read_text().splitlines() if (lane.run / "metrics.jsonl").is_file() else []
-    found["metrics"] = [timeless(json.loads(line)) for line in lines]
+    try:
+        found["metrics"] = [timeless(json.loads(line)) for line in lines]
+    except ValueError:
+        found["metrics"] = [None]  # unlike any, unless nothing that has run reads or mends them
     for path in sorted([*lane.run.glob("samples/step_*"), *lane.run.glob("eval/*")]):
         name = str(path.relative_to(lane.run))
         if path.suffix == ".npz" and "partial" not in name:
